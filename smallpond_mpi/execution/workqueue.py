@@ -1,0 +1,194 @@
+"""A piece of work, its status, and the queue that its checkpoints are pushed to while it runs."""
+
+import copy
+import queue
+import time
+from typing import Any
+
+from smallpond_mpi.common import NonzeroExitCode, OutOfMemory
+from smallpond_mpi.execution.model import WorkStatus
+
+__all__ = ["WorkItem", "WorkQueue", "WorkQueueInMemory", "WorkStatus"]
+
+
+class WorkItem:
+    """Something with limits that is initialized, run, finalized and cleaned up, in this order, once an attempt.
+
+    Attributes of an attempt have their defaults on the class: a planned item holds only what was planned.
+    """
+
+    status = WorkStatus.INCOMPLETE
+    exception: BaseException | None = None
+    start_time: float | None = None
+    finish_time: float | None = None
+    retry_count = 0
+    fail_count = 0
+    exec_id: str | None = None
+    exec_cq: "WorkQueue | None" = None
+    _cpu_boost = 1
+    _memory_boost = 1
+    # The grant, as the process of the attempt sees it: ranks of its GPUs with their quotas, and its NUMA node.
+    _granted_gpus: tuple[tuple[int, float], ...] = ()
+    _granted_numa_node: int | None = None
+
+    def __init__(
+        self, key: str, cpu_limit: int | None = None, gpu_limit: float | None = None, memory_limit: int | None = None
+    ):
+        self.key = key
+        self._cpu_limit = 1 if cpu_limit is None else cpu_limit
+        self._gpu_limit = 0 if gpu_limit is None else gpu_limit
+        self._memory_limit = memory_limit
+
+    def __call__(self) -> WorkStatus:
+        return self.exec()
+
+    @property
+    def cpu_limit(self) -> int:
+        """CPUs, at least 1."""
+        return self._cpu_limit
+
+    @property
+    def gpu_limit(self) -> float:
+        """GPUs; 0.5 is half of one."""
+        return self._gpu_limit
+
+    @property
+    def memory_limit(self) -> int | None:
+        """Bytes; None until the attempt is initialized: its share of the rank's memory."""
+        return self._memory_limit
+
+    @memory_limit.setter
+    def memory_limit(self, limit: int | None) -> None:
+        self._memory_limit = limit
+
+    @property
+    def elapsed_time(self) -> float:
+        """Seconds so far, or of the whole attempt; 0 before it starts."""
+        if self.start_time is None:
+            return 0.0
+        return (time.time() if self.finish_time is None else self.finish_time) - self.start_time
+
+    @property
+    def exec_on_scheduler(self) -> bool:
+        """Whether this only rearranges metadata and so runs on rank 0."""
+        return False
+
+    @property
+    def local_gpu_ranks(self) -> list[int]:
+        """Ranks of all GPUs granted, valid under this process's CUDA_VISIBLE_DEVICES."""
+        return [rank for rank, _ in self._granted_gpus]
+
+    @property
+    def local_gpu(self) -> int | None:
+        """The first GPU granted."""
+        return self.local_rank
+
+    @property
+    def local_rank(self) -> int | None:
+        """The rank of the first GPU granted."""
+        return self._granted_gpus[0][0] if self._granted_gpus else None
+
+    @property
+    def numa_node(self) -> int | None:
+        """The NUMA node that this attempt is bound to."""
+        return self._granted_numa_node
+
+    def oom(self, nonzero_exitcode_as_oom: bool = False) -> bool:
+        """Whether the attempt crashed for want of memory: its limit can be raised and it can be tried again."""
+        causes: tuple[type[BaseException], ...] = (OutOfMemory, MemoryError)
+        if nonzero_exitcode_as_oom:
+            causes = (*causes, NonzeroExitCode)
+        return (
+            self.status is WorkStatus.CRASHED and isinstance(self.exception, causes) and self.memory_limit is not None
+        )
+
+    def initialize(self) -> None:
+        """Called before run()."""
+
+    def run(self) -> bool:
+        """The work; true when it succeeded."""
+        raise NotImplementedError(f"{type(self).__name__} does not define run()")
+
+    def finalize(self) -> None:
+        """Called after a run() that succeeded."""
+
+    def cleanup(self) -> None:
+        """Called at the end of every attempt, whatever happened."""
+
+    def _prepare(self) -> None:
+        """What the engine itself needs before initialize(), whatever subclasses override."""
+
+    def _commit(self) -> None:
+        """What the engine itself needs after finalize(), whatever subclasses override."""
+
+    def exec(self, cq: "WorkQueue | None" = None) -> WorkStatus:
+        """Run the whole lifetime of an attempt, if this item is INCOMPLETE, and return the status it ends with.
+
+        Exceptions end up in `exception` with status CRASHED. Checkpoints are pushed to `cq` while it runs.
+        """
+        if self.status is not WorkStatus.INCOMPLETE:
+            return self.status
+        self.start_time = time.time()
+        self.finish_time = None
+        self.exec_cq = cq
+        try:
+            self._prepare()
+            self.initialize()
+            if self.run():
+                self.status = WorkStatus.SUCCEED
+                self.finalize()
+                self._commit()
+            else:
+                self.status = WorkStatus.FAILED
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - user code: whatever it raises is the attempt's end
+            self.status = WorkStatus.CRASHED
+            self.exception = error
+        try:
+            self.cleanup()
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - as above
+            self.status = WorkStatus.CRASHED
+            self.exception = self.exception or error
+        self.exec_cq = None
+        self.finish_time = time.time()
+        return self.status
+
+
+class WorkQueue:
+    """Where items are pushed and popped; `flush` sends what was pushed with `buffering`."""
+
+    def __init__(self) -> None:
+        self._buffered: list[WorkItem] = []
+
+    def pop(self, count: int = 1) -> list[WorkItem]:
+        """At most `count` items, none if there are none."""
+        raise NotImplementedError
+
+    def push(self, item: WorkItem, buffering: bool = False) -> None:
+        self._buffered.append(item)
+        if not buffering:
+            self.flush()
+
+    def flush(self) -> None:
+        raise NotImplementedError
+
+
+class WorkQueueInMemory(WorkQueue):
+    """Within one process. Items are copied when pushed: what is popped does not change any more."""
+
+    def __init__(self, queue_type: type[Any] = queue.Queue) -> None:
+        super().__init__()
+        self._queue = queue_type()
+
+    def pop(self, count: int = 1) -> list[WorkItem]:
+        items: list[WorkItem] = []
+        while len(items) < count:
+            try:
+                items.append(self._queue.get_nowait())
+            except queue.Empty:
+                break
+        return items
+
+    def flush(self) -> None:
+        for item in self._buffered:
+            self._queue.put(copy.copy(item))
+        self._buffered.clear()
