@@ -225,6 +225,11 @@ class Task(WorkItem):
         """Whether a twin of a slow attempt may be started."""
         return True
 
+    @property
+    def runs_here(self) -> bool:
+        """Whether rank 0 runs this itself, on the planned object: kinds of ours that touch no file and no user code."""
+        return False
+
     # directories
 
     @property

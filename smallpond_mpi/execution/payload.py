@@ -1,0 +1,432 @@
+"""How a task gets into a message, is performed by a child, and gets back.
+
+    rank 0   Packer.pack(task)       -> header (this attempt) + payload (this task) + blobs (what its siblings share, sent once a rank)
+    child    Performer.perform(...)  -> plain state, Failure | None
+    rank 0   merge_state(task, state)
+
+Siblings are tasks of one class made from one node: what they hold in common (function, query, schema; told by identity) is pickled once,
+by value where it comes from the user's script. What is left of a task is a handful of plain values, so that C's pickle does it.
+"""
+
+import contextlib
+import hashlib
+import os
+import pickle
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import cloudpickle
+
+from smallpond_mpi import common
+from smallpond_mpi.common import (
+    MB,
+    BadInput,
+    CannotPickle,
+    InjectedFault,
+    NonzeroExitCode,
+    OutOfMemory,
+    SmallpondError,
+    TaskFailed,
+)
+from smallpond_mpi.execution.context import RuntimeContext
+from smallpond_mpi.execution.model import Capacity, Failure, FailureKind, Grant, TaskId, TaskRuntimeId, WorkStatus
+from smallpond_mpi.execution.protocol import RunTask, Welcome
+from smallpond_mpi.execution.task.base import Task
+from smallpond_mpi.execution.workqueue import WorkItem, WorkQueue
+
+MAX_INLINE_BYTES = 64 * MB
+"""What is larger goes by file, with its path in the message."""
+
+_MISSING = object()
+_SIMPLE = frozenset({int, str, float, bool, bytes, type(None), TaskId})
+# Attributes that a payload never carries: they belong to rank 0, to the attempt (in the header), or are made anew in the child.
+_NOT_PAYLOAD = frozenset(
+    {
+        *(
+            "ctx",
+            "id",
+            "_deps",
+            "_groups",
+            "_partition_infos",
+            "status",
+            "exception",
+            "start_time",
+            "finish_time",
+            "exec_cq",
+        ),
+        *(
+            "retry_count",
+            "fail_count",
+            "sched_epoch",
+            "exec_id",
+            "runtime_state",
+            "input_datasets",
+            "dataset",
+            "_perf_metrics",
+        ),
+        *("_metrics", "_running", "_granted_gpus", "_granted_numa_node", "_num_tasks_created"),
+    }
+)
+# Attributes that never come back.
+_NOT_STATE = frozenset(
+    {"ctx", "id", "_deps", "_groups", "_input_keys", "input_datasets", "exec_cq", "_metrics", "_running", "exception"}
+)
+
+
+class Packed(NamedTuple):
+    """A task in bytes. `blobs` are (digest, content) of what its siblings share."""
+
+    header: bytes
+    payload: bytes
+    blobs: tuple[tuple[bytes, bytes], ...]
+
+
+class Header(NamedTuple):
+    """What differs by attempt."""
+
+    retry_count: int
+    fail_count: int
+    rank_resources: tuple[int, int, int]
+    num_tasks_created: int
+    datasets: bytes | str | None  # pickled list, or the path of a file that holds it
+    runtime_state: bytes | None
+
+
+class Payload(NamedTuple):
+    """What a task is, less what its siblings share. `absent` are names that the siblings have and this task has not."""
+
+    own: dict[str, Any]
+    absent: tuple[str, ...]
+    partition_infos: tuple[Any, ...]
+    input_keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Siblings:
+    shared: dict[str, Any]
+    digest: bytes
+    content: bytes
+
+
+class Packer:
+    """Rank 0's side: pickles tasks for a job."""
+
+    def __init__(self, ctx: RuntimeContext) -> None:
+        self._ctx = ctx
+        self._siblings: dict[tuple[type, int], _Siblings] = {}
+
+    def pack(
+        self,
+        task: Task,
+        attempt: TaskRuntimeId,
+        fail_count: int,
+        capacity: Capacity,
+        datasets: Sequence[Any],
+        runtime_state: bytes | None,
+    ) -> Packed:
+        """The task as bytes.
+
+        Raises:
+            CannotPickle: naming the task, its place in the script, and what in it can't be pickled.
+        """
+        try:
+            return self._pack(task, attempt, fail_count, capacity, datasets, runtime_state)
+        except CannotPickle:
+            raise
+        except Exception as error:  # pickling runs the user's __reduce__ and __getstate__: anything can come out
+            raise CannotPickle(_why_not_pickled(task, error)) from error
+
+    def _pack(
+        self,
+        task: Task,
+        attempt: TaskRuntimeId,
+        fail_count: int,
+        capacity: Capacity,
+        datasets: Sequence[Any],
+        runtime_state: bytes | None,
+    ) -> Packed:
+        siblings = self._siblings_of(task)
+        shared = siblings.shared
+        attrs = task.__dict__
+        own = {
+            name: value
+            for name, value in attrs.items()
+            if name not in _NOT_PAYLOAD and shared.get(name, _MISSING) is not value
+        }
+        absent = tuple(name for name in shared.keys() - attrs.keys()) if len(shared) + len(own) else ()
+        payload = Payload(own, absent, task.partition_infos, tuple(task._deps))
+        simple = all(type(value) in _SIMPLE for value in own.values())
+        header = Header(
+            attempt.retry,
+            fail_count,
+            (len(capacity.cpus), capacity.memory_bytes, len(capacity.gpus)),
+            self._ctx.num_tasks_created,
+            self._spill(cloudpickle.dumps(list(datasets), protocol=5), f"{attempt}.inputs") if datasets else None,
+            runtime_state,
+        )
+        data = pickle.dumps(payload, protocol=5) if simple else cloudpickle.dumps(payload, protocol=5)
+        return Packed(
+            pickle.dumps(header, protocol=5),
+            pickle.dumps(self._spill(data, f"{attempt}.payload"), protocol=5) if len(data) > MAX_INLINE_BYTES else data,
+            ((siblings.digest, siblings.content),),
+        )
+
+    def _siblings_of(self, task: Task) -> _Siblings:
+        group = (type(task), task.node_id)
+        siblings = self._siblings.get(group)
+        if siblings is None:
+            # Outputs and in-memory inputs are never shared: they'd be kept for the whole job.
+            shared = {
+                name: value
+                for name, value in task.__dict__.items()
+                if name not in _NOT_PAYLOAD and not hasattr(value, "to_arrow_table")
+            }
+            content = cloudpickle.dumps((type(task), shared), protocol=5)
+            siblings = _Siblings(shared, hashlib.blake2b(content, digest_size=16).digest(), content)
+            self._siblings[group] = siblings
+        return siblings
+
+    def _spill(self, data: bytes, name: str) -> bytes | str:
+        """The data itself, or the path of a file that holds it."""
+        if len(data) <= MAX_INLINE_BYTES:
+            return data
+        os.makedirs(self._ctx.paths.messages, exist_ok=True)
+        path = os.path.join(self._ctx.paths.messages, name)
+        with open(path, "wb") as file:
+            file.write(data)
+        return path
+
+
+def _why_not_pickled(task: Task, error: Exception) -> str:
+    where = f" ({task.location})" if task.location else ""
+    text = str(error)
+    hint = "what a function refers to travels with it to the workers: make it inside the function, or pass plain values"
+    if "lock" in text or "Logger" in text:
+        hint = "a logger, lock or open connection is caught in a closure or in an attribute: make it inside the function, on the worker"
+    return f"Can't pickle task {task.key}{where}: {type(error).__name__}: {text}; {hint}"
+
+
+def pickle_by_value_what_lies_beside(
+    script_dirs: Iterable[str], modules: Mapping[str, ModuleType] = sys.modules
+) -> None:
+    """Let functions and classes of modules in these directories travel by value: workers need no copy of them.
+
+    Installed packages, even in an environment below such a directory, travel by name.
+    """
+    roots = tuple(os.path.join(os.path.realpath(path), "") for path in script_dirs if path)
+    installed = tuple(
+        os.path.join(os.path.realpath(path), "")
+        for path in {*sysconfig.get_paths().values(), sys.prefix, os.path.dirname(common.__file__)}
+        if path
+    )
+    for name, module in list(modules.items()):
+        path = getattr(module, "__file__", None)
+        if not path or name in ("__main__", "__mp_main__") or name.partition(".")[0] == "smallpond_mpi":
+            continue
+        path = os.path.realpath(path)
+        if path.startswith(roots) and not path.startswith(
+            tuple(root for root in installed if not _within(root, roots))
+        ):
+            with contextlib.suppress(ValueError):  # a module that took itself out of sys.modules
+                cloudpickle.register_pickle_by_value(module)
+
+
+def _within(installed: str, roots: tuple[str, ...]) -> bool:
+    """Whether a script's directory lies in this installed one (a script in the environment's own bin, say): then it's the script's."""
+    return any(root.startswith(installed) for root in roots)
+
+
+class _Checkpoints(WorkQueue):
+    """Where a running task pushes itself; what goes out is its runtime_state."""
+
+    def __init__(self, push: Callable[[bytes], None]) -> None:
+        super().__init__()
+        self._push = push
+
+    def flush(self) -> None:
+        for item in self._buffered:
+            self._push(cloudpickle.dumps(getattr(item, "runtime_state", None), protocol=5))
+        self._buffered.clear()
+
+
+class Performer:
+    """The child's side: makes the task again, runs its attempt, tells what became of it. One a child."""
+
+    def __init__(self, welcome: Welcome, rank: int, host: str) -> None:
+        self._ctx: RuntimeContext = pickle.loads(welcome.context)
+        self._ctx.sched_epoch = welcome.epoch
+        self._rank = rank
+        self._host = host
+        self._siblings: dict[bytes, tuple[type[Task], dict[str, Any]]] = {}
+        self.reusable = True
+
+    def perform(
+        self,
+        run: RunTask,
+        blobs: Mapping[bytes, bytes],
+        checkpoint: Callable[[bytes], None],
+        gpu_tokens: tuple[str, ...] = (),
+    ) -> tuple[bytes, Failure | None]:
+        """Run an attempt: (the task's plain state pickled, why it failed or None). Never raises for what user code does."""
+        try:
+            task = self._make(run, blobs)
+        except Exception as error:  # noqa: BLE001 - user code runs while unpickling: whatever it raises is the attempt's end
+            failure = self._failure(error)
+            return pickle.dumps({}), Failure(
+                FailureKind.BAD_INPUT,
+                failure.type_name,
+                f"can't be unpickled: {failure.message}",
+                failure.traceback,
+                "",
+                self._host,
+                self._rank,
+            )
+        before = dict(task.__dict__)
+        if self._ctx.enforce_memory_limit and task.memory_limit:
+            self.reusable = False
+            task.set_memory_limit(round(task.memory_limit * 1.2), round(task.memory_limit * 1.5))
+        task.exec(_Checkpoints(checkpoint))
+        verdict = self._judge(task)
+        return self._state_of(task, before, verdict), verdict
+
+    def _make(self, run: RunTask, blobs: Mapping[bytes, bytes]) -> Task:
+        header: Header = pickle.loads(run.header)
+        payload = pickle.loads(run.payload)
+        if isinstance(payload, str):
+            with open(payload, "rb") as file:
+                payload = pickle.load(file)
+        digest = run.blobs[0]
+        if digest not in self._siblings:
+            self._siblings[digest] = pickle.loads(blobs[digest])
+        cls, shared = self._siblings[digest]
+        task: Task = cls.__new__(cls)
+        attrs = task.__dict__
+        attrs.update(shared)
+        for name in payload.absent:
+            attrs.pop(name, None)
+        attrs.update(payload.own)
+        self._ctx.rank_resources = header.rank_resources
+        task.ctx = self._ctx
+        task.id = run.attempt.id
+        task._partition_infos = payload.partition_infos
+        task._input_keys = payload.input_keys
+        task.sched_epoch = run.attempt.epoch
+        task.retry_count = header.retry_count
+        task.fail_count = header.fail_count
+        task.exec_id = f"{self._host}.{self._rank}"
+        task._num_tasks_created = header.num_tasks_created
+        self._grant(task, run.grant)
+        if header.datasets is not None:
+            task.input_datasets = _load(header.datasets)
+        if header.runtime_state is not None:
+            task.runtime_state = pickle.loads(header.runtime_state)
+        return task
+
+    @staticmethod
+    def _grant(task: WorkItem, grant: Grant) -> None:
+        asked = task._memory_limit
+        task._memory_limit = grant.memory_bytes
+        if asked and grant.memory_bytes > asked:
+            task._memory_boost = grant.memory_bytes // asked
+        task._granted_gpus = tuple((visible, quota) for visible, (_, quota) in enumerate(grant.gpus))
+        task._granted_numa_node = grant.numa_node
+
+    def _judge(self, task: Task) -> Failure | None:
+        if task.status is WorkStatus.SUCCEED:
+            return None
+        if task.exception is None:
+            return Failure(FailureKind.EXCEPTION, "Failed", "run() returned false", "", "", self._host, self._rank)
+        return self._failure(task.exception)
+
+    def _failure(self, error: BaseException) -> Failure:
+        return Failure(
+            kind_of(error),
+            type(error).__name__,
+            _message_of(error),
+            "".join(traceback.format_exception(error)),
+            "",
+            self._host,
+            self._rank,
+        )
+
+    def _state_of(self, task: Task, before: dict[str, Any], failure: Failure | None) -> bytes:
+        """What changed since the attempt began, without what rank 0 has no use for."""
+        try:
+            task.clean_complex_attrs()
+            state = {
+                name: value
+                for name, value in task.__dict__.items()
+                if name not in _NOT_STATE
+                and (before.get(name, _MISSING) is not value or isinstance(value, (list, dict, set)))
+            }
+            if failure is not None:
+                state["exception"] = exception_of(failure)
+            return (
+                cloudpickle.dumps(state, protocol=5)
+                if "dataset" in state or "runtime_state" in state
+                else pickle.dumps(state, protocol=5)
+            )
+        except Exception as error:  # noqa: BLE001 - an attribute of the user's can't be pickled: what the engine needs goes back
+            state = {"status": task.status, "start_time": task.start_time, "finish_time": task.finish_time}
+            state["exception"] = exception_of(failure or self._failure(error))
+            return pickle.dumps(state, protocol=5)
+
+
+def _load(data: bytes | str) -> Any:
+    if isinstance(data, str):
+        with open(data, "rb") as file:
+            return pickle.load(file)
+    return pickle.loads(data)
+
+
+def kind_of(error: BaseException) -> FailureKind:
+    """What the retry policy needs to know of an exception."""
+    name = type(error).__name__
+    match error:
+        case InjectedFault():
+            return FailureKind.INJECTED
+        case OutOfMemory() | MemoryError():
+            return FailureKind.OUT_OF_MEMORY
+        case NonzeroExitCode() | SystemExit():
+            return FailureKind.EXIT_CODE
+        case BadInput():
+            return FailureKind.BAD_INPUT
+        case _ if name in ("OutOfMemoryException", "ArrowMemoryError"):
+            return FailureKind.OUT_OF_MEMORY
+        case _:
+            return FailureKind.EXCEPTION
+
+
+def _message_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - a user's __str__ that raises must not hide the failure
+        return f"<{type(error).__name__} whose str() raises>"
+
+
+def exception_of(failure: Failure) -> SmallpondError:
+    """A failure as an exception of this project's own classes: nobody has to unpickle a user's class on rank 0."""
+    own = getattr(common, failure.type_name, None)
+    if isinstance(own, type) and issubclass(own, SmallpondError):
+        return own(failure.message)
+    match failure.kind:
+        case FailureKind.OUT_OF_MEMORY:
+            return OutOfMemory(f"{failure.type_name}: {failure.message}")
+        case FailureKind.EXIT_CODE:
+            return NonzeroExitCode(f"{failure.type_name}: {failure.message}")
+        case _:
+            return TaskFailed(f"{failure.type_name}: {failure.message}\n{failure.traceback}".rstrip())
+
+
+def merge_state(task: Task, state: bytes) -> None:
+    """Bring an attempt's plain state into the planned task, whose identity never changes."""
+    attrs: dict[str, Any] = pickle.loads(state)
+    # What an attempt was granted stays with the attempt.
+    for name in ("_granted_gpus", "_granted_numa_node"):
+        attrs.pop(name, None)
+    task.__dict__.update(attrs)
