@@ -252,11 +252,8 @@ class _Walk:
         content = _content_of_table(value)
         if content is not None:
             return _hash(b"table", _name_of(type(value)), content)
-        reduced = (
-            value.__reduce_ex__(2)
-            if type(value).__reduce_ex__ is not object.__reduce_ex__ or _has_reduce(value)
-            else None
-        )
+        has_own_way = _overrides(value, "__reduce_ex__") or _overrides(value, "__reduce__")
+        reduced = value.__reduce_ex__(2) if has_own_way else None
         if isinstance(reduced, str):
             return _hash(b"name", _name_of(type(value)), reduced.encode())
         if reduced is not None:
