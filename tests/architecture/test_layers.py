@@ -56,6 +56,7 @@ LAYERS: list[tuple[str, list[str], set[str]]] = [
         "5 shells",
         [
             "execution.journal",
+            "execution.lease",
             "execution.transport",
             "execution.transport.*",
             "execution.executor.sandbox",

@@ -1,0 +1,181 @@
+"""What rank 0 writes down so that a job can go on after anything died: one append-only file an epoch, one writer each.
+
+    file   = magic, record*
+    record = length (4 bytes), CRC-32 of the body (4 bytes), body (pickle of one of the dataclasses below)
+
+A torn tail is where a log ends. Records are written at once and synced at most once a second: what a crash of the machine takes with it is
+computed again. A file is claimed by exclusive creation, so a scheduler that was believed dead can't write into its successor's epoch; it
+finds the newer file at its next sync and stops.
+"""
+
+import os
+import pickle
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from smallpond_mpi.common import JobOwned
+from smallpond_mpi.execution.model import TaskRuntimeId
+from smallpond_mpi.execution.paths import JobPaths
+
+MAGIC = b"smallpond_mpi journal 1\n"
+_FRAME = struct.Struct("<II")
+SYNC_INTERVAL_SECS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class EpochStarted:
+    """First record of an epoch: what must be the same in all epochs of a job."""
+
+    random_seed: int
+    job_time: float
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+class Accepted(NamedTuple):
+    """A task's output. (A tuple: there is one for each task.) `inputs` digests which attempts' outputs it was computed from."""
+
+    fingerprint: bytes
+    inputs: bytes
+    attempt: TaskRuntimeId
+    state: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpointed:
+    """How far an unfinished attempt got: the next one goes on from there."""
+
+    fingerprint: bytes
+    inputs: bytes
+    state: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class JobEnded:
+    """The session was shut down in order: nothing is left to resume."""
+
+    success: bool
+
+
+Record = EpochStarted | Accepted | Checkpointed | JobEnded
+
+
+def read_records(path: str) -> Iterator[Record]:
+    """The whole records of one file, up to where it is torn."""
+    with open(path, "rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            return
+        while True:
+            head = file.read(_FRAME.size)
+            if len(head) < _FRAME.size:
+                return
+            length, crc = _FRAME.unpack(head)
+            body = file.read(length)
+            if len(body) < length or zlib.crc32(body) != crc:
+                return
+            record: Record = pickle.loads(body)
+            yield record
+
+
+@dataclass(slots=True)
+class Restored:
+    """What earlier epochs of a job left behind."""
+
+    epoch: int = 0  # the first one that nobody used
+    started: EpochStarted | None = None
+    accepted: dict[bytes, Accepted] = field(default_factory=dict)  # by fingerprint; the newest counts
+    checkpoints: dict[bytes, Checkpointed] = field(default_factory=dict)
+    ended: bool = False
+
+
+def restore(paths: JobPaths) -> Restored:
+    """Read the journal of a job. A job that had ended begins anew: only its epochs count."""
+    restored = Restored()
+    for epoch in epochs_of(paths):
+        restored.epoch = epoch + 1
+        for record in read_records(paths.journal_of(epoch)):
+            match record:
+                case EpochStarted():
+                    restored.started = restored.started or record
+                case Accepted():
+                    restored.accepted[record.fingerprint] = record
+                    restored.checkpoints.pop(record.fingerprint, None)
+                case Checkpointed():
+                    restored.checkpoints[record.fingerprint] = record
+                case JobEnded():
+                    restored = Restored(epoch=epoch + 1, ended=True)
+        if restored.ended and restored.accepted:
+            restored.ended = False
+    return restored
+
+
+def epochs_of(paths: JobPaths) -> list[int]:
+    """Epochs that were ever claimed, in order."""
+    try:
+        names = os.listdir(paths.journal)
+    except FileNotFoundError:
+        return []
+    return sorted(int(name.removesuffix(".log")) for name in names if name.endswith(".log"))
+
+
+class Journal:
+    """The log of this epoch, for rank 0 alone.
+
+    Raises:
+        JobOwned: another scheduler claimed this epoch, or a later one, since.
+    """
+
+    def __init__(self, paths: JobPaths, epoch: int) -> None:
+        self._paths = paths
+        self.epoch = epoch
+        self._buffer: list[bytes] = []
+        self._unsynced = False
+        self._last_sync = 0.0
+        os.makedirs(paths.journal, mode=0o700, exist_ok=True)
+        try:
+            self._fd = os.open(
+                paths.journal_of(epoch), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600
+            )
+        except FileExistsError:
+            raise JobOwned(
+                f"job {paths.job}: another process has just claimed epoch {epoch}: one scheduler at a time runs a job"
+            ) from None
+        os.write(self._fd, MAGIC)
+
+    def append(self, record: Record) -> None:
+        """Remember a record; it is written at the next flush."""
+        body = pickle.dumps(record, protocol=5)
+        self._buffer.append(_FRAME.pack(len(body), zlib.crc32(body)))
+        self._buffer.append(body)
+
+    def flush(self, now: float) -> None:
+        """Write what was appended; sync if the last sync is long enough ago. `now` is any monotonic clock, in seconds."""
+        if self._buffer:
+            data = memoryview(b"".join(self._buffer))
+            self._buffer.clear()
+            while data:
+                data = data[os.write(self._fd, data) :]
+            self._unsynced = True
+        if self._unsynced and now - self._last_sync >= SYNC_INTERVAL_SECS:
+            self.sync(now)
+
+    def sync(self, now: float) -> None:
+        """Make sure that what was written stays, and that this scheduler is still the job's."""
+        os.fdatasync(self._fd)
+        self._unsynced = False
+        self._last_sync = now
+        self.check_newest()
+
+    def check_newest(self) -> None:
+        """Raise JobOwned if a later epoch was started: this scheduler was believed dead."""
+        if os.path.exists(self._paths.journal_of(self.epoch + 1)):
+            raise JobOwned(
+                f"job {self._paths.job}: epoch {self.epoch + 1} was started elsewhere, this one (epoch {self.epoch}) must stop"
+            )
+
+    def close(self, now: float) -> None:
+        self.flush(now)
+        os.fdatasync(self._fd)
+        os.close(self._fd)
