@@ -54,7 +54,7 @@ class Checkpointed:
 
 @dataclass(frozen=True, slots=True)
 class JobEnded:
-    """The session was shut down in order: nothing is left to resume."""
+    """The session was shut down in order: after success nothing is left to resume."""
 
     success: bool
 
@@ -91,7 +91,7 @@ class Restored:
 
 
 def restore(paths: JobPaths) -> Restored:
-    """Read the journal of a job. A job that had ended begins anew: only its epochs count."""
+    """Read the journal of a job. One that had ended with success begins anew: of it only the epochs count."""
     restored = Restored()
     for epoch in epochs_of(paths):
         restored.epoch = epoch + 1
@@ -99,15 +99,15 @@ def restore(paths: JobPaths) -> Restored:
             match record:
                 case EpochStarted():
                     restored.started = restored.started or record
+                    restored.ended = False
                 case Accepted():
                     restored.accepted[record.fingerprint] = record
                     restored.checkpoints.pop(record.fingerprint, None)
                 case Checkpointed():
                     restored.checkpoints[record.fingerprint] = record
-                case JobEnded():
-                    restored = Restored(epoch=epoch + 1, ended=True)
-        if restored.ended and restored.accepted:
-            restored.ended = False
+                case JobEnded(success):
+                    if success:
+                        restored = Restored(epoch=epoch + 1, ended=True)
     return restored
 
 

@@ -276,7 +276,7 @@ class Performer:
         try:
             task = self._make(run, blobs)
         except Exception as error:  # noqa: BLE001 - user code runs while unpickling: whatever it raises is the attempt's end
-            failure = self._failure(error)
+            failure = _describe(error, self._host, self._rank)
             return pickle.dumps({}), Failure(
                 FailureKind.BAD_INPUT,
                 failure.type_name,
@@ -291,7 +291,7 @@ class Performer:
             self.reusable = False
             task.set_memory_limit(round(task.memory_limit * 1.2), round(task.memory_limit * 1.5))
         task.exec(_Checkpoints(checkpoint))
-        verdict = self._judge(task)
+        verdict = None if task.status is WorkStatus.SUCCEED else failure_of(task, self._host, self._rank)
         return self._state_of(task, before, verdict), verdict
 
     def _make(self, run: RunTask, blobs: Mapping[bytes, bytes]) -> Task:
@@ -336,24 +336,6 @@ class Performer:
         task._granted_gpus = tuple((visible, quota) for visible, (_, quota) in enumerate(grant.gpus))
         task._granted_numa_node = grant.numa_node
 
-    def _judge(self, task: Task) -> Failure | None:
-        if task.status is WorkStatus.SUCCEED:
-            return None
-        if task.exception is None:
-            return Failure(FailureKind.EXCEPTION, "Failed", "run() returned false", "", "", self._host, self._rank)
-        return self._failure(task.exception)
-
-    def _failure(self, error: BaseException) -> Failure:
-        return Failure(
-            kind_of(error),
-            type(error).__name__,
-            _message_of(error),
-            "".join(traceback.format_exception(error)),
-            "",
-            self._host,
-            self._rank,
-        )
-
     def _state_of(self, task: Task, before: dict[str, Any], failure: Failure | None) -> bytes:
         """What changed since the attempt began, without what rank 0 has no use for."""
         try:
@@ -373,8 +355,20 @@ class Performer:
             )
         except Exception as error:  # noqa: BLE001 - an attribute of the user's can't be pickled: what the engine needs goes back
             state = {"status": task.status, "start_time": task.start_time, "finish_time": task.finish_time}
-            state["exception"] = exception_of(failure or self._failure(error))
+            state["exception"] = exception_of(failure or _describe(error, self._host, self._rank))
             return pickle.dumps(state, protocol=5)
+
+
+def failure_of(task: Task, host: str, rank: int) -> Failure:
+    """Why a task that ended without success did so."""
+    if task.exception is None:
+        return Failure(FailureKind.EXCEPTION, "Failed", "run() returned false", "", "", host, rank)
+    return _describe(task.exception, host, rank)
+
+
+def _describe(error: BaseException, host: str, rank: int) -> Failure:
+    text = "".join(traceback.format_exception(error))
+    return Failure(kind_of(error), type(error).__name__, _message_of(error), text, "", host, rank)
 
 
 def _load(data: bytes | str) -> Any:

@@ -72,11 +72,14 @@ class Task(WorkItem):
     # Whether its fingerprint must cover the content of source files (False: only their paths matter, as for a split by files).
     reads_content = True
 
+    # (path, bytes) of every file that the attempt left: a restarted job takes the output up only if they are still there.
+    _output_files: list[tuple[str, int]] = []
     _temp_output = True
     _metrics: AttemptMetrics | None = None
     _groups: tuple[Dependencies, ...] = ()  # the groups of dependencies that this task is in
     _input_keys: tuple[str, ...] = ()  # on a worker, where the tasks themselves are not
     _num_tasks_created: int | None = None  # by the job when this attempt was sent
+    _has_written = False  # the attempt asked for its output directory
     _running = False  # in a child, between prepare and commit: paths that are asked for are made
     _numpy_random_gen: "np.random.Generator | None" = None
     _python_random_gen: random.Random | None = None
@@ -257,6 +260,7 @@ class Task(WorkItem):
         path = os.path.join(self.staging_root or self.ctx.staging_root, self.output_dirname)
         if self._running:
             os.makedirs(path, exist_ok=True)
+            self._has_written = True
         return path
 
     @property
@@ -312,9 +316,11 @@ class Task(WorkItem):
     def _commit(self) -> None:
         assert self._metrics is not None
         self._running = False
-        runtime, final = self.runtime_output_abspath, self.final_output_abspath
-        if runtime != final and os.path.isdir(runtime):
-            commit_directory(runtime, final, self.dataset)
+        if self._has_written:
+            runtime, final = self.runtime_output_abspath, self.final_output_abspath
+            if runtime != final and os.path.isdir(runtime):
+                commit_directory(runtime, final, self.dataset)
+            self._output_files = [(path, os.path.getsize(path)) for path in files_below(final)]
         self._metrics.finish(self)
 
     def cleanup(self) -> None:
@@ -519,6 +525,7 @@ DECLARED = frozenset(
             "_perf_metrics",
         ),
         *("_granted_gpus", "_granted_numa_node", "_temp_output", "_input_keys", "_num_tasks_created"),
+        *("_output_files", "_has_written"),
     }
 )
 """Attributes that belong to every task: the rest is what subclasses added."""
@@ -531,6 +538,11 @@ def is_plain(value: object) -> bool:
     if isinstance(value, dict):
         return all(is_plain(key) and is_plain(item) for key, item in value.items())
     return isinstance(value, (list, tuple, set, frozenset)) and all(map(is_plain, value))
+
+
+def files_below(directory: str) -> list[str]:
+    """All files in a directory and below it, sorted."""
+    return sorted(os.path.join(parent, name) for parent, _, names in os.walk(directory) for name in names)
 
 
 def commit_directory(runtime: str, final: str, dataset: "DataSet | None") -> None:

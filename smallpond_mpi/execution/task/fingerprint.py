@@ -60,7 +60,7 @@ _NOT_PART = frozenset(
             "_memory_limit",
             "timeout_secs",
         ),
-        *("_temp_output", "isolated", "_partition_infos", "_input_keys", "_numpy_random_gen", "_python_random_gen"),
+        *("_temp_output", "isolated", "_partition_infos", "_input_keys", "_numpy_random_gen", "_python_random_gen", "_output_files", "_has_written"),
     }
 )
 # Our own code is told apart by this number, not by its bytecode: a new version of the package that computes the same keeps results.

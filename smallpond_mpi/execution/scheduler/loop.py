@@ -1,0 +1,455 @@
+"""Rank 0's loop: the only IO of the scheduler.
+
+    transports --frames--> messages --events--> SchedulerCore --commands--> messages --frames--> transports
+                                                     |
+                                        journal, planned tasks, RunHere
+
+One thread, one turn after the other: poll, handle everything that came, send what the turn produced (one frame a rank), write the journal.
+It decides nothing: what a command says is done, in order.
+"""
+
+import os
+import pickle
+import shutil
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import assert_never
+
+from smallpond_mpi.common import BadInput, CannotPickle, JobFailed
+from smallpond_mpi.execution.context import RuntimeContext
+from smallpond_mpi.execution.executor.loop import ExecutorLoop
+from smallpond_mpi.execution.journal import Accepted, Checkpointed, Journal, Restored
+from smallpond_mpi.execution.model import (
+    SCHEDULER_RANK,
+    Capacity,
+    Failure,
+    FailureKind,
+    Rank,
+    TaskId,
+    TaskRuntimeId,
+    WorkStatus,
+)
+from smallpond_mpi.execution.payload import MAX_INLINE_BYTES, Packer, exception_of, failure_of, merge_state
+from smallpond_mpi.execution.protocol import (
+    Alive,
+    Blob,
+    Broken,
+    Checkpoint,
+    Ended,
+    Heard,
+    Joined,
+    Message,
+    Reset,
+    RunTask,
+    Shutdown,
+    StopTask,
+    Welcome,
+    decode,
+    encode,
+)
+from smallpond_mpi.execution.scheduler import events
+from smallpond_mpi.execution.scheduler.commands import (
+    AcceptAttempt,
+    Command,
+    DiscardAttempt,
+    FinishJob,
+    RunHere,
+    StartAttempt,
+    StopAttempt,
+    StopRank,
+)
+from smallpond_mpi.execution.scheduler.core import SchedulerCore
+from smallpond_mpi.execution.scheduler.intake import Lineage, files_of_state_are_there, take_in
+from smallpond_mpi.execution.scheduler.observe import Observer
+from smallpond_mpi.execution.task.base import Task
+from smallpond_mpi.execution.transport import PeerGone, Received, Transport
+
+BUSY_SECS = 0.001
+REST_SECS = 0.010
+SPIN_SECS = 0.001
+POLLING_GAP_SECS = 2.0
+"""After so long without a poll the silence of ranks is ours, not theirs."""
+
+
+class SchedulerLoop:
+    """Runs submissions for a session. `remote` reaches the other ranks, if there are any; `executor` is rank 0's own."""
+
+    def __init__(
+        self,
+        ctx: RuntimeContext,
+        core: SchedulerCore,
+        *,
+        welcome: Welcome,
+        journal: Journal,
+        restored: Restored,
+        local: Transport,
+        executor: ExecutorLoop,
+        remote: Transport | None,
+        observer: Observer,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ctx = ctx
+        self._core = core
+        self._welcome = welcome
+        self._journal = journal
+        self._restored = restored
+        self._local = local
+        self._executor = executor
+        self._remote = remote
+        self._observer = observer
+        self._clock = clock
+        self._packer = Packer(ctx)
+        self._lineage = Lineage()
+        self._tasks: dict[int, Task] = {}
+        self._events: deque[events.Event] = deque()
+        self._outbox: dict[Rank, list[Message]] = {}
+        self._capacities: dict[Rank, Capacity] = {}
+        self._hosts: dict[Rank, str] = {}
+        self._blobs_sent: dict[Rank, set[bytes]] = {}
+        self._ended: dict[TaskRuntimeId, Ended] = {}
+        self._failures: dict[int, list[Failure]] = {}
+        self._checkpoints: dict[int, bytes] = {}
+        self._finished: FinishJob | None = None
+        self._last_poll = clock()
+        self._last_news = 0.0
+
+    # what the session calls
+
+    @property
+    def capacities(self) -> dict[Rank, Capacity]:
+        """What each rank that is here has."""
+        return self._capacities
+
+    @property
+    def core(self) -> SchedulerCore:
+        return self._core
+
+    def wait_for_ranks(self, count: int, deadline_secs: float) -> None:
+        """Poll until `count` ranks have joined (rank 0's own executor included) or the time is over."""
+        deadline = self._clock() + deadline_secs
+        while len(self._capacities) < count and self._clock() < deadline:
+            self._turn()
+
+    def run(self, targets: Sequence[Task]) -> None:
+        """Bring the targets, and what they need, to success.
+
+        Raises:
+            BadInput: a task failed for what the user gave. JobFailed: it failed for another reason.
+        """
+        intake = take_in(
+            targets, self._restored, self._lineage, self._ctx.new_task_id, self._take_up, files_of_state_are_there
+        )
+        self._checkpoints.update(intake.checkpoints)
+        if not intake.tasks:
+            return
+        self._tasks.update((task.id, task) for task in intake.tasks)
+        self._finished = None
+        self._observer.submitted(intake.tasks, intake.done, self._clock())
+        self._handle(events.JobSubmitted(intake.specs))
+        try:
+            while self._finished is None:
+                self._turn()
+            self._journal.flush(self._clock())
+        finally:
+            finished = self._finished
+            self._observer.finished(None if finished is None else finished.reason, self._clock())
+            for task in intake.tasks:
+                self._tasks.pop(task.id, None)
+        if finished.failed is not None:
+            raise self._story_of(finished.failed, finished.reason, {task.id: task for task in intake.tasks})
+
+    def stop(self, reason: str) -> None:
+        """End everything that runs, and come back when it has ended."""
+        self._handle(events.StopRequested(reason))
+        deadline = self._clock() + 5.0
+        while self._finished is None and self._clock() < deadline:
+            self._turn()
+
+    def shut_down(self, deadline_secs: float = 5.0) -> None:
+        """Tell all ranks that the session is over."""
+        for rank in list(self._capacities):
+            self._say(rank, Shutdown())
+        self._send()
+        self._executor.close()
+        if self._remote is not None:
+            self._remote.close(deadline_secs)
+
+    # a turn
+
+    def _turn(self) -> None:
+        """Poll, handle, send, write; then wait as long as nothing can have happened."""
+        now = self._clock()
+        if now - self._last_poll > POLLING_GAP_SECS:
+            self._drain()
+            self._handle(events.PollingResumed())
+        self._last_poll = now
+        came = self._receive()
+        deadline = self._core.next_deadline()
+        if deadline is not None and deadline <= self._clock():
+            self._handle(events.TimePassed())
+        self._send()
+        stepped = self._executor.step(0.0)
+        now = self._clock()
+        self._journal.flush(now)
+        self._observer.tick(now)
+        if came or stepped:
+            self._last_news = now
+            return
+        idle = now - self._last_news
+        if idle < SPIN_SECS:
+            os.sched_yield()
+            return
+        wait = BUSY_SECS if self._finished is None and idle < 1.0 else REST_SECS
+        if deadline is not None:
+            wait = max(0.0, min(wait, deadline - now))
+        if self._executor.step(wait):
+            self._last_news = self._clock()
+
+    def _drain(self) -> None:
+        """Take everything that came while nobody listened, before any silence is judged."""
+        while self._receive():
+            self._executor.step(0.0)
+
+    def _receive(self) -> bool:
+        arrived = [*self._local.poll(), *(self._remote.poll() if self._remote is not None else ())]
+        for arrival in arrived:
+            match arrival:
+                case Received(source, frame):
+                    for message in decode(frame):
+                        self._on_message(source, message)
+                case PeerGone(peer, reason):
+                    self._capacities.pop(peer, None)
+                    self._handle(events.RankLost(peer, reason))
+        return bool(arrived)
+
+    def _on_message(self, rank: Rank, message: Message) -> None:
+        match message:
+            case Ended():
+                self._on_ended(rank, message)
+            case Alive():
+                self._say(rank, Heard())
+                self._handle(events.RankReported(rank))
+            case Checkpoint(attempt, state):
+                self._on_checkpoint(attempt, state)
+            case Joined():
+                self._on_joined(rank, message)
+            case Broken(host, traceback):
+                raise JobFailed(f"rank {rank} on {host} met an error of its own and can't go on:\n{traceback}")
+            case _:
+                raise JobFailed(f"rank {rank} sent a {type(message).__name__}, which is not for the scheduler")
+
+    def _on_joined(self, rank: Rank, joined: Joined) -> None:
+        ours = f"{sys.version_info.major}.{sys.version_info.minor}."
+        if not joined.python.startswith(ours):
+            raise JobFailed(
+                f"rank {rank} on {joined.host} runs Python {joined.python}, rank 0 runs {ours}x: pickled functions can't travel "
+                "between them; start all ranks from one environment"
+            )
+        self._capacities[rank] = joined.capacity
+        self._hosts[rank] = joined.host
+        self._blobs_sent[rank] = set()
+        self._say(rank, self._welcome)
+        self._handle(events.RankJoined(rank, joined.host, joined.capacity))
+        self._observer.rank_joined(rank, joined.host, joined.capacity)
+
+    def _on_checkpoint(self, attempt: TaskRuntimeId, state: bytes) -> None:
+        task = self._tasks.get(attempt.id)
+        if task is None or attempt.epoch != self._ctx.sched_epoch:
+            return
+        self._checkpoints[attempt.id] = state
+        if len(state) <= MAX_INLINE_BYTES:
+            self._journal.append(Checkpointed(self._lineage.fingerprint(task), self._lineage.inputs(task), state))
+        self._handle(events.Checkpointed(attempt))
+
+    def _on_ended(self, rank: Rank, ended: Ended) -> None:
+        attempt, failure = ended.attempt, ended.failure
+        self._ended[attempt] = ended
+        if failure is not None and attempt.id in self._tasks:
+            self._remember_failure(attempt.id, failure)
+            self._observer.attempt_failed(self._tasks[attempt.id], attempt, failure)
+        self._handle(
+            events.AttemptEnded(
+                rank,
+                attempt,
+                failure.kind if failure else None,
+                ended.elapsed_secs,
+                ended.peak_memory_bytes,
+                f"{failure.type_name}: {failure.message}" if failure else "",
+            )
+        )
+        self._ended.pop(attempt, None)
+
+    def _remember_failure(self, task_id: int, failure: Failure) -> None:
+        if failure.kind not in (FailureKind.STOPPED, FailureKind.LOST):
+            self._failures.setdefault(task_id, []).append(failure)
+
+    # events and commands
+
+    def _handle(self, event: events.Event) -> None:
+        """Give an event to the core and carry out what it says; what follows from that (RunHere) is handled in turn."""
+        queue = self._events
+        queue.append(event)
+        if len(queue) > 1:
+            return  # a command is being carried out: its caller goes on with this event
+        while queue:
+            for command in self._core.handle(queue[0], self._clock()):
+                self._carry_out(command)
+            queue.popleft()
+
+    def _carry_out(self, command: Command) -> None:
+        match command:
+            case StartAttempt():
+                self._start(command)
+            case AcceptAttempt(attempt):
+                self._accept(attempt)
+            case RunHere(task_id):
+                self._run_here(self._tasks[task_id])
+            case StopAttempt(rank, attempt, _):
+                self._say(rank, StopTask(attempt))
+            case DiscardAttempt(attempt):
+                self._discard(attempt)
+            case StopRank(rank, _):
+                self._capacities.pop(rank, None)
+                self._say(rank, Reset())
+            case FinishJob():
+                self._finished = command
+            case _:
+                assert_never(command)
+
+    def _start(self, start: StartAttempt) -> None:
+        rank, attempt = start.rank, start.attempt
+        task = self._tasks[attempt.id]
+        try:
+            packed = self._packer.pack(
+                task,
+                attempt,
+                self._fail_count(attempt.id),
+                self._capacities[rank],
+                [dep.output for dep in task._deps.tasks],
+                self._checkpoints.get(attempt.id),
+            )
+        except CannotPickle as error:
+            failure = Failure(FailureKind.BAD_INPUT, "CannotPickle", str(error))
+            self._remember_failure(attempt.id, failure)
+            self._events.append(events.AttemptEnded(rank, attempt, failure.kind, 0.0, 0, failure.message))
+            return
+        sent = self._blobs_sent[rank]
+        for digest, content in packed.blobs:
+            if digest not in sent:
+                sent.add(digest)
+                self._say(rank, Blob(digest, content))
+        self._say(
+            rank,
+            RunTask(
+                attempt,
+                start.grant,
+                packed.header,
+                packed.payload,
+                tuple(digest for digest, _ in packed.blobs),
+                task.isolated or self._ctx.enforce_memory_limit,
+                task.timeout_secs,
+            ),
+        )
+        if attempt.retry == 0:
+            task.sched_epoch = attempt.epoch
+
+    def _fail_count(self, task_id: int) -> int:
+        return len(self._failures.get(task_id, ()))
+
+    def _accept(self, attempt: TaskRuntimeId) -> None:
+        task = self._tasks[attempt.id]
+        ended = self._ended[attempt]
+        assert ended.state is not None
+        merge_state(task, ended.state)
+        self._lineage.accept(task, str(attempt))
+        self._journal.append(
+            Accepted(self._lineage.fingerprint(task), self._lineage.inputs(task), attempt, ended.state)
+        )
+        task.fail_count = self._fail_count(attempt.id)
+        self._checkpoints.pop(attempt.id, None)
+        self._observer.accepted(task, ended)
+
+    def _take_up(self, task: Task, state: bytes) -> None:
+        """Bring what an earlier epoch recorded into its task."""
+        merge_state(task, state)
+        self._journal.append(
+            Accepted(self._lineage.fingerprint(task), self._lineage.inputs(task), task.runtime_id, state)
+        )
+
+    def _discard(self, attempt: TaskRuntimeId) -> None:
+        """Remove the output of an attempt that is nobody's."""
+        ended = self._ended.get(attempt)
+        state = pickle.loads(ended.state) if ended is not None and ended.state else {}
+        for directory in sorted({os.path.dirname(path) for path, _ in state.get("_output_files", ())}):
+            if str(attempt) in directory:  # never a directory that attempts share
+                shutil.rmtree(directory, ignore_errors=True)
+
+    def _run_here(self, task: Task) -> None:
+        """Rank 0 runs a task of ours that touches no file, on the planned object."""
+        started = self._clock()
+        task.sched_epoch = self._ctx.sched_epoch
+        task.fail_count = self._fail_count(task.id)
+        task.status = WorkStatus.INCOMPLETE
+        task.input_datasets = [dep.output for dep in task._deps.tasks]
+        task.exec()
+        task.__dict__.pop("_metrics", None)
+        task.__dict__.pop("input_datasets", None)
+        self._ctx.set_current_task(None)
+        if task.status is WorkStatus.SUCCEED:
+            self._lineage.run_here(task)
+            self._observer.ran_here(task, self._clock() - started)
+            self._events.append(events.LocalRunEnded(task.id, None))
+            return
+        failure = failure_of(task, "", SCHEDULER_RANK)
+        self._remember_failure(task.id, failure)
+        task.retry_count += 1
+        self._events.append(events.LocalRunEnded(task.id, failure.kind, f"{failure.type_name}: {failure.message}"))
+
+    # messages out
+
+    def _say(self, rank: Rank, message: Message) -> None:
+        self._outbox.setdefault(rank, []).append(message)
+
+    def _send(self) -> None:
+        for rank, messages in self._outbox.items():
+            frame = encode(messages)
+            if rank == SCHEDULER_RANK:
+                self._local.send(rank, frame)
+            elif self._remote is not None:
+                self._remote.send(rank, frame)
+        self._outbox.clear()
+
+    # the end
+
+    def _story_of(self, task_id: TaskId, reason: str, tasks: dict[TaskId, Task]) -> Exception:
+        """The error that the user sees: the task, its place in the script, what every attempt died of."""
+        task = tasks.get(task_id)
+        failures = self._failures.pop(task_id, [])
+        if task is None:
+            return JobFailed(reason)
+        last = failures[-1] if failures else None
+        if last is not None:
+            task.exception = exception_of(last)
+            task.status = WorkStatus.FAILED if last.type_name == "Failed" else WorkStatus.CRASHED
+        task.fail_count = len(failures)
+        where = f" of {task.location}" if task.location else ""
+        partitions = ", ".join(str(info) for info in task.partition_infos)
+        lines = []
+        if last is None:
+            return JobFailed(f"{task.key} ({partitions}){where} was given up: {reason}")
+        on = f" on rank {last.rank} ({last.host})" if last.rank >= 0 else ""
+        times = f" after {len(failures)} attempts" if len(failures) > 1 else ""
+        lines.append(f"{task.key} ({partitions}){where} failed{times}{on}: {last.type_name}: {last.message}")
+        if reason and last.message not in reason and reason not in last.message:
+            lines.append(f"given up: {reason}")
+        if last.traceback and last.kind is not FailureKind.BAD_INPUT:
+            lines.append(last.traceback.rstrip())
+        if last.log_tail:
+            lines.append(
+                f"the end of what it printed ({self._ctx.paths.rank_log(last.rank)}):\n{last.log_tail.rstrip()}"
+            )
+        text = "\n".join(lines)
+        own = exception_of(last)
+        return type(own)(text) if isinstance(own, BadInput) else JobFailed(text)
