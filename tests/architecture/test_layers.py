@@ -13,7 +13,7 @@ PACKAGE = ROOT / "smallpond_mpi"
 
 # (layer, modules below smallpond_mpi, third-party packages that this layer may import besides those of lower layers)
 LAYERS: list[tuple[str, list[str], set[str]]] = [
-    ("0 words", ["common", "lazy", "execution.model"], set()),
+    ("0 words", ["common", "lazy", "faults", "execution.model"], set()),
     (
         "P pure",
         [
