@@ -1,0 +1,356 @@
+"""Parquet files, whole or in row ranges: the dataset that nearly everything in the engine reads and writes."""
+
+import os
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import duckdb
+import pyarrow as pa
+from fsspec import AbstractFileSystem
+
+from smallpond_mpi.common import (
+    DEFAULT_BATCH_SIZE,
+    GENERATED_COLUMNS,
+    CorruptInput,
+    InvalidArgument,
+    get_nth_partition,
+)
+from smallpond_mpi.io.arrow import batch_reader, dump_to_parquet_files, load_ranges, schema_of, unify
+from smallpond_mpi.io.parquet import (
+    FileFacts,
+    RowRange,
+    moved_path,
+    pack_ranges,
+    read_footer,
+    read_footers,
+    unknown_range,
+    unpack_ranges,
+)
+from smallpond_mpi.io.resolve import files_in
+from smallpond_mpi.logical.dataset.base import (
+    DataSet,
+    check_batch_size,
+    check_npartition,
+    merge_datasets,
+    merge_udfs,
+    use_filesystem,
+)
+from smallpond_mpi.logical.dataset.parquet_sql import parquet_query
+from smallpond_mpi.logical.dataset.partition_index import partitions_of_file
+
+P = TypeVar("P", bound="ParquetDataSet")
+
+
+class ParquetDataSet(DataSet):
+    """Parquet files, or ranges of their rows. What their writers told about them is known without opening them."""
+
+    def __init__(
+        self,
+        paths: str | list[str],
+        root_dir: str | None = "",
+        recursive: bool = False,
+        columns: list[str] | None = None,
+        generated_columns: list[str] | None = None,
+        union_by_name: bool = False,
+    ) -> None:
+        super().__init__(paths, root_dir, recursive, columns, union_by_name)
+        self.generated_columns: list[str] | None = None
+        self._generate(generated_columns or [])
+        self._forget()
+
+    def _generate(self, generated_columns: list[str]) -> None:
+        for name in generated_columns:
+            if name not in GENERATED_COLUMNS:
+                raise InvalidArgument(f"{name!r} is no generated column; there are: {', '.join(GENERATED_COLUMNS)}")
+        self.generated_columns = generated_columns or None
+
+    def _forget(self) -> None:
+        # One entry a resolved file (UNKNOWN ones are opened when needed); good as long as the files are `_known_files`.
+        self._known: list[RowRange] = []
+        self._known_files: list[str] = []
+        self._is_promoted: bool | None = None
+
+    @classmethod
+    def of_files(cls, files: Sequence[FileFacts]) -> "ParquetDataSet":
+        """A dataset of files whose writers told what is in them: none of them is opened to learn it."""
+        return cls.of_ranges([RowRange.of_file(facts) for facts in files])
+
+    @classmethod
+    def of_ranges(cls, ranges: Sequence[RowRange]) -> "ParquetDataSet":
+        """A dataset of exactly these rows, in this order."""
+        dataset = ParquetDataSet([], None)
+        dataset._take_ranges(list(ranges))
+        return dataset
+
+    def _take_ranges(self, ranges: list[RowRange]) -> None:
+        DataSet.reset(self, [item.path for item in ranges], None, False)
+        self._mark_resolved()
+        self._known, self._known_files = ranges, list(self.paths)
+
+    def _with_ranges(self: P, ranges: list[RowRange]) -> P:
+        """A dataset with the settings of this one over other rows of the same files."""
+        part = object.__new__(type(self))
+        part.__dict__.update(self.__dict__)
+        part._take_ranges(ranges)
+        return part
+
+    def __getstate__(self) -> dict[str, Any]:
+        known = self._files_if_known()
+        state = super().__getstate__()
+        state.pop("_known"), state.pop("_known_files")
+        if known is not None:
+            state["_ranges"] = pack_ranges(self._known)
+            state.pop("_resolved", None)
+            if known == self.paths:
+                del state["paths"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        ranges = unpack_ranges(state.pop("_ranges")) if "_ranges" in state else []
+        files = [item.path for item in ranges]
+        if "paths" in state:
+            super().__setstate__(state)
+        else:
+            self.__dict__.update(state)
+            self.paths = files
+        if ranges:
+            self._resolved, self._resolved_from = files, list(self.paths)
+        elif "paths" not in state:
+            self._mark_resolved()
+        self._known, self._known_files = ranges, list(files)
+
+    def _files_if_known(self) -> list[str] | None:
+        """The files, if something is known of them and no pattern has to be resolved to say which they are."""
+        is_resolved = self._resolved is not None and self._resolved_from == self.paths
+        return self._resolved if is_resolved and self._known_files and self._known_files == self._resolved else None
+
+    def reset(self, paths: list[str] | None = None, root_dir: str | None = "", recursive: bool | None = None) -> None:
+        """Make this the dataset of other paths; what was known is forgotten, row ranges too."""
+        super().reset(paths, root_dir, recursive)
+        self._forget()
+
+    def _ranges_as_known(self) -> list[RowRange]:
+        """One range a resolved file, UNKNOWN for those not yet opened. Opens nothing."""
+        files = self.resolved_paths
+        if self._known_files != files:
+            # Paths were added or taken away since: what is known of the others stays.
+            known: dict[str, list[RowRange]] = defaultdict(list)
+            for item in reversed(self._known):
+                known[item.path].append(item)
+            self._known = [known[path].pop() if known[path] else unknown_range(path) for path in files]
+            self._known_files = list(files)
+            self._is_promoted = None
+        return self._known
+
+    @property
+    def resolved_row_ranges(self) -> list[RowRange]:
+        """The rows of this dataset by file. Opens the footers of files of which nothing is known yet."""
+        ranges = self._ranges_as_known()
+        unknown = [item.path for item in ranges if not item.is_known]
+        if not unknown:
+            return ranges
+        try:
+            footers = read_footers(unknown)
+        except CorruptInput as error:
+            if not isinstance(error.__cause__, IsADirectoryError) or not self._go_into_directories():
+                raise
+            return self.resolved_row_ranges
+        if len(unknown) == len(ranges):
+            self._is_promoted = self._types_differ([(item.facts.path, item.schema) for item in footers])
+        found = iter(footers)
+        self._known = [item if item.is_known else RowRange.of_file(next(found).facts) for item in ranges]
+        return self._known
+
+    def _go_into_directories(self) -> bool:
+        """Replace directories, which were not looked at so far, by their files; whether there were any."""
+        files = self.resolved_paths
+        replaced: list[str] = []
+        for item in self._ranges_as_known():
+            is_directory = not item.is_known and os.path.isdir(item.path)
+            replaced.extend(files_in(item.path, self.recursive) if is_directory else [item.path])
+        if replaced == files:
+            return False
+        self._resolved = replaced
+        return True
+
+    def _types_differ(self, schemas: Sequence[tuple[str, pa.Schema]]) -> bool:
+        """Whether a column has several types in the files, all of which fit one. Raises SchemaMismatch if files don't fit together."""
+        if not schemas:
+            return False
+        unified = unify(schemas, self.union_by_name)
+        return any(
+            unified.field(field.name).type != field.type and not _is_text(field.type)
+            for _, schema in schemas
+            for field in schema
+        )
+
+    def _check_schemas(self, filesystem: AbstractFileSystem | None = None) -> bool:
+        """Hold the files' schemas against each other, once; whether types differ (but fit)."""
+        ranges = self.resolved_row_ranges
+        if self._is_promoted is None:
+            distinct = {item.path: item for item in ranges}
+            paths = list(distinct)
+            schemas = [(path, schema_of(distinct[path], None, filesystem)) for path in paths] if len(paths) > 1 else []
+            self._is_promoted = self._types_differ(schemas)
+        return self._is_promoted
+
+    @property
+    def num_rows(self) -> int:
+        return sum(item.num_rows for item in self.resolved_row_ranges)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there are no rows. Files are opened one by one, only while all known ones have none."""
+        ranges = self._ranges_as_known()
+        if any(item.is_known and item.num_rows for item in ranges):
+            return False
+        for item in ranges:
+            if not item.is_known:
+                if os.path.isdir(item.path):
+                    return self.num_rows == 0
+                if read_footer(item.path).facts.num_rows:
+                    return False
+        return True
+
+    @property
+    def estimated_data_size(self) -> int:
+        """Uncompressed bytes of the rows, in proportion where only a part of a file's rows is meant."""
+        return sum(item.estimated_data_size for item in self.resolved_row_ranges)
+
+    @property
+    def recorded_file_sizes(self) -> dict[str, int]:
+        """Size on disk of each file whose writer told it: what must still be there for this dataset to be good."""
+        return {item.path: item.file_bytes for item in self._ranges_as_known() if item.is_promised}
+
+    def moved(self, source_dir: str, target_dir: str) -> "ParquetDataSet":
+        """The same rows after the directory of their files was renamed."""
+        ranges = [replace(item, path=moved_path(item.path, source_dir, target_dir)) for item in self._ranges_as_known()]
+        return self._with_ranges(ranges)
+
+    def sql_query_fragment(
+        self, filesystem: AbstractFileSystem | None = None, conn: duckdb.DuckDBPyConnection | None = None
+    ) -> str:
+        """A parenthesised query of exactly these rows. With `conn`, small ranges of many files are read once and become a view of it."""
+        use_filesystem(conn, filesystem)
+        ranges = self.resolved_row_ranges
+        by_name = self._check_schemas(filesystem) or self.union_by_name
+        return parquet_query(ranges, self.columns, self.generated_columns or [], by_name, conn)
+
+    def to_arrow_table(
+        self,
+        max_workers: int = 16,
+        filesystem: AbstractFileSystem | None = None,
+        conn: duckdb.DuckDBPyConnection | None = None,
+    ) -> pa.Table:
+        """All rows, in memory, read by Arrow, or by `conn` if that is given."""
+        if conn is not None and self.num_files:
+            return super().to_arrow_table(max_workers, filesystem, conn)
+        ranges = self.resolved_row_ranges
+        generated = self.generated_columns or []
+        return load_ranges(ranges, self.columns, max_workers, filesystem, self.union_by_name, generated)
+
+    def to_batch_reader(
+        self,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        filesystem: AbstractFileSystem | None = None,
+        conn: duckdb.DuckDBPyConnection | None = None,
+    ) -> pa.RecordBatchReader:
+        """All rows, in order, as batches of at most `batch_size` rows."""
+        check_batch_size(batch_size)
+        if conn is not None and self.num_files:
+            return super().to_batch_reader(batch_size, filesystem, conn)
+        ranges = self.resolved_row_ranges
+        generated = self.generated_columns or []
+        return batch_reader(ranges, self.columns, batch_size, filesystem, self.union_by_name, generated)
+
+    def partition_by_files(self: P, npartition: int, random_shuffle: bool = False) -> list[P]:
+        """`npartition` datasets of neighbouring files, whose numbers of files differ by at most 1. Opens nothing."""
+        check_npartition(npartition)
+        ranges = _shuffled(self._ranges_as_known(), random_shuffle)
+        return [self._with_ranges(list(get_nth_partition(ranges, n, npartition))) for n in range(npartition)]
+
+    def partition_by_rows(self: P, npartition: int, random_shuffle: bool = False) -> list[P]:
+        """`npartition` datasets of neighbouring rows, whose numbers of rows differ by at most 1 (shuffled: of files in random order)."""
+        check_npartition(npartition)
+        ranges = _shuffled(self.resolved_row_ranges, random_shuffle)
+        parts = RowRange.partition_by_rows(ranges, npartition)
+        return [self._with_ranges(part) if part else self._without_rows() for part in parts]
+
+    def _without_rows(self: P) -> P:
+        """No rows of the first file: empty, with its schema."""
+        return self._with_ranges([item.take(0) for item in self.resolved_row_ranges[:1]])
+
+    def partition_by_size(self: P, max_partition_size: int) -> list[P]:
+        """Datasets of neighbouring rows of at most `max_partition_size` uncompressed bytes each, as estimated, and of one row at least."""
+        if max_partition_size < 1:
+            raise InvalidArgument(f"the size of a partition must be at least 1 byte, not {max_partition_size!r}")
+        parts: list[list[RowRange]] = [[]]
+        room = max_partition_size
+        for item in self.resolved_row_ranges:
+            row_bytes = max(1, -(-item.data_size // max(1, item.file_num_rows)))
+            while item.num_rows:
+                rows = min(item.num_rows, room // row_bytes)
+                if not rows and parts[-1]:
+                    parts.append([])
+                    room = max_partition_size
+                    continue
+                taken = item.take(max(1, rows))
+                parts[-1].append(taken)
+                room -= taken.num_rows * row_bytes
+                item = item.cut(taken.num_rows, item.num_rows)
+        return [self._with_ranges(part) if part else self._without_rows() for part in parts]
+
+    def load_partitioned_datasets(
+        self: P, npartition: int, data_partition_column: str, hive_partitioning: bool = False
+    ) -> list[P]:
+        """The rows by partition number, as it stands in the files' metadata (packed ones too), their hive path, or else the column."""
+        check_npartition(npartition)
+        parts: list[list[RowRange]] = [[] for _ in range(npartition)]
+        for item in self.resolved_row_ranges:
+            for partition, rows in partitions_of_file(item, npartition, data_partition_column, hive_partitioning):
+                parts[partition].append(rows)
+        return [self._with_ranges(part) if part else self._without_rows() for part in parts]
+
+    def remove_empty_files(self) -> None:
+        """Drop the files (or ranges) that have no rows."""
+        self._take_ranges([item for item in self.resolved_row_ranges if item.num_rows])
+
+    @staticmethod
+    def create_from(table: pa.Table, output_dir: str, filename: str = "data") -> "ParquetDataSet":
+        """Write a table under `output_dir` and return it as a dataset."""
+        return ParquetDataSet.of_files(dump_to_parquet_files(table, output_dir, filename))
+
+    @staticmethod
+    def merge(datasets: "list[ParquetDataSet]") -> "ParquetDataSet":  # type: ignore[override]
+        """All rows of all datasets, in order. Row ranges survive, and nothing is opened."""
+        return merge_datasets(datasets, ParquetDataSet)
+
+    def _merge_with(self: P, others: "Sequence[P]") -> P:
+        ranges: list[RowRange] = []
+        for dataset in [self, *others]:
+            ranges.extend(dataset._ranges_as_known())
+        merged = self._with_ranges(ranges)
+        merged._union_by_name = any(dataset.union_by_name for dataset in [self, *others])
+        merged._udfs = merge_udfs([self, *others])
+        merged._is_promoted = None
+        return merged
+
+
+def _shuffled(items: list[RowRange], random_shuffle: bool) -> list[RowRange]:
+    return random.sample(items, len(items)) if random_shuffle else items
+
+
+def _is_text(type_: pa.DataType) -> bool:
+    """Types that tools write in several ways and all readers take for one."""
+    return any(
+        is_type(type_)
+        for is_type in (
+            pa.types.is_string,
+            pa.types.is_string_view,
+            pa.types.is_binary,
+            pa.types.is_binary_view,
+        )
+    )

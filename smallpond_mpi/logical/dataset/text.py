@@ -1,0 +1,153 @@
+"""CSV and JSON files with a declared schema. DuckDB reads them; what doesn't fit the schema is an error that names file and line."""
+
+from typing import TypeVar
+
+import duckdb
+from fsspec import AbstractFileSystem
+
+from smallpond_mpi.common import GB, ColumnNotFound, InvalidArgument
+from smallpond_mpi.logical.dataset.base import DataSet, merge_datasets, use_filesystem
+from smallpond_mpi.logical.dataset.parquet_sql import NO_ROWS
+from smallpond_mpi.logical.dataset.quoting import quote_name, quote_names, quote_paths, quote_text
+
+T = TypeVar("T", bound="TextDataSet")
+
+JSON_FORMATS = ("auto", "unstructured", "newline_delimited", "array")
+
+
+class TextDataSet(DataSet):
+    """Files of text with an ordered map of column names to DuckDB types."""
+
+    def __init__(
+        self,
+        paths: str | list[str],
+        schema: dict[str, str],
+        root_dir: str | None,
+        recursive: bool,
+        columns: list[str] | None,
+        union_by_name: bool,
+    ) -> None:
+        super().__init__(paths, root_dir, recursive, columns, union_by_name)
+        if not schema:
+            raise InvalidArgument(f"{type(self).__name__} needs a schema: a map of column names to DuckDB types")
+        self.schema = schema
+
+    def _select(self, reader: str) -> str:
+        for name in self.columns or ():
+            if name not in self.schema:
+                raise ColumnNotFound(f"no column {name!r} in the schema; its columns: {', '.join(self.schema)}")
+        return f"(SELECT {quote_names(self.columns)} FROM {reader})"
+
+    def _no_rows(self) -> str:
+        """No files: no rows, with the columns of the schema."""
+        nulls = ", ".join(f"CAST(NULL AS {type_}) AS {quote_name(name)}" for name, type_ in self.schema.items())
+        return self._select(f"(SELECT {nulls} WHERE false)") if self.schema else NO_ROWS
+
+    def _columns_struct(self) -> str:
+        return "{" + ", ".join(f"{quote_text(name)}: {quote_text(type_)}" for name, type_ in self.schema.items()) + "}"
+
+    def _merge_with(self: T, others: list[T]) -> T:
+        for other in others:
+            if other._format() != self._format():
+                raise InvalidArgument(f"can't merge files of different format: {self._format()} and {other._format()}")
+        return super()._merge_with(others)
+
+    def _format(self) -> tuple[object, ...]:
+        """All that says how a file is read."""
+        raise NotImplementedError
+
+
+class CsvDataSet(TextDataSet):
+    """Delimited text."""
+
+    def __init__(
+        self,
+        paths: str | list[str],
+        schema: dict[str, str],
+        delim: str = ",",
+        max_line_size: int | None = None,
+        parallel: bool = True,
+        header: bool = False,
+        root_dir: str | None = "",
+        recursive: bool = False,
+        columns: list[str] | None = None,
+        union_by_name: bool = False,
+    ) -> None:
+        super().__init__(paths, schema, root_dir, recursive, columns, union_by_name)
+        self.delim = delim
+        self.max_line_size = max_line_size
+        self.parallel = parallel
+        self.header = header
+
+    @staticmethod
+    def merge(datasets: "list[CsvDataSet]") -> "CsvDataSet":  # type: ignore[override]
+        """All files, in order."""
+        return merge_datasets(datasets, CsvDataSet)
+
+    def sql_query_fragment(
+        self, filesystem: AbstractFileSystem | None = None, conn: duckdb.DuckDBPyConnection | None = None
+    ) -> str:
+        """A parenthesised query of the rows of all files."""
+        use_filesystem(conn, filesystem)
+        if not self.num_files:
+            return self._no_rows()
+        options = [
+            f"delim = {quote_text(self.delim)}",
+            f"columns = {self._columns_struct()}",
+            f"header = {str(self.header).lower()}",
+            f"parallel = {str(self.parallel).lower()}",
+            "auto_detect = false",
+            "hive_partitioning = false",
+            f"union_by_name = {str(self.union_by_name).lower()}",
+        ]
+        if self.max_line_size is not None:
+            options.append(f"max_line_size = {int(self.max_line_size)}")
+        return self._select(f"read_csv({quote_paths(self.resolved_paths)}, {', '.join(options)})")
+
+    def _format(self) -> tuple[object, ...]:
+        return (tuple(self.schema.items()), self.delim, self.max_line_size, self.parallel, self.header)
+
+
+class JsonDataSet(TextDataSet):
+    """JSON objects, by default one a line."""
+
+    def __init__(
+        self,
+        paths: str | list[str],
+        schema: dict[str, str],
+        format: str = "newline_delimited",
+        max_object_size: int = 1 * GB,
+        root_dir: str | None = "",
+        recursive: bool = False,
+        columns: list[str] | None = None,
+        union_by_name: bool = False,
+    ) -> None:
+        super().__init__(paths, schema, root_dir, recursive, columns, union_by_name)
+        if format not in JSON_FORMATS:
+            raise InvalidArgument(f"{format!r} is no format of JSON files; there are: {', '.join(JSON_FORMATS)}")
+        self.format = format
+        self.max_object_size = max_object_size
+
+    @staticmethod
+    def merge(datasets: "list[JsonDataSet]") -> "JsonDataSet":  # type: ignore[override]
+        """All files, in order."""
+        return merge_datasets(datasets, JsonDataSet)
+
+    def sql_query_fragment(
+        self, filesystem: AbstractFileSystem | None = None, conn: duckdb.DuckDBPyConnection | None = None
+    ) -> str:
+        """A parenthesised query of the rows of all files."""
+        use_filesystem(conn, filesystem)
+        if not self.num_files:
+            return self._no_rows()
+        options = [
+            f"format = {quote_text(self.format)}",
+            f"columns = {self._columns_struct()}",
+            f"maximum_object_size = {int(self.max_object_size)}",
+            "hive_partitioning = false",
+            f"union_by_name = {str(self.union_by_name).lower()}",
+        ]
+        return self._select(f"read_json({quote_paths(self.resolved_paths)}, {', '.join(options)})")
+
+    def _format(self) -> tuple[object, ...]:
+        return (tuple(self.schema.items()), self.format, self.max_object_size)
