@@ -101,7 +101,8 @@ class Slots:
         near: int | None = None
         if gpus:
             chosen = self._choose_gpus(gpus)
-            assert chosen is not None and self.free_gpus is not None
+            assert chosen is not None
+            assert self.free_gpus is not None
             quotas = chosen
             for index, quota in quotas:
                 self.free_gpus[index] -= gpu_units(quota)

@@ -8,10 +8,14 @@ after the other: capacity is counted once a lane.
 from collections import deque
 from collections.abc import Iterator
 from enum import Enum, unique
+from typing import TYPE_CHECKING
 
 from smallpond_mpi.execution.model import SCHEDULER_RANK, Capacity, Grant, Rank, TaskRuntimeId
 from smallpond_mpi.execution.scheduler.graph import InvariantBroken
 from smallpond_mpi.execution.slots import GPU_UNITS, Layout, Slots, gpu_units
+
+if TYPE_CHECKING:
+    from smallpond_mpi.execution.scheduler.queues import ReadyQueue
 
 
 @unique
@@ -29,7 +33,18 @@ JOINED, LATE, GONE = RankStatus
 class Shape:
     """A size of request."""
 
-    __slots__ = ("_needs", "cpus", "first", "gpus", "last", "memory_bytes", "n_lanes", "n_suitable", "number", "on_scheduler")
+    __slots__ = (
+        "_needs",
+        "cpus",
+        "first",
+        "gpus",
+        "last",
+        "memory_bytes",
+        "n_lanes",
+        "n_suitable",
+        "number",
+        "on_scheduler",
+    )
 
     def __init__(self, number: int, cpus: int, gpus: float, memory_bytes: int | None, on_scheduler: bool) -> None:
         self.number = number
@@ -38,7 +53,9 @@ class Shape:
         self.memory_bytes = memory_bytes
         self.on_scheduler = on_scheduler
         self.first: deque[RankState] = deque()  # candidates
-        self.last: deque[RankState] = deque()  # candidates that better do something else: failing, or their GPUs would idle
+        self.last: deque[RankState] = (
+            deque()
+        )  # candidates that better do something else: failing, or their GPUs would idle
         self.n_suitable = 0  # live ranks that could run it if they were idle
         self.n_lanes = 0
         self._needs: dict[Layout, tuple[int, int] | None] = {}
@@ -94,10 +111,11 @@ class Attempt:
 class Lane:
     """A grant, and the attempts that were started under it, in order: the first one runs."""
 
-    __slots__ = ("attempts", "grant", "is_watched", "rank", "shape")
+    __slots__ = ("attempts", "grant", "is_watched", "queue", "rank", "shape")
 
     def __init__(self, rank: "RankState", shape: Shape, grant: Grant) -> None:
         self.rank = rank
+        self.queue: ReadyQueue | None = None  # where its last attempt came from; more may follow from there
         self.shape = shape
         self.grant = grant
         self.attempts: list[Attempt] = []
@@ -113,7 +131,8 @@ class RankState:
         "is_failing",
         "is_open",
         "is_resting",
-        "is_timed",
+        "is_silence_timed",
+        "is_stop_timed",
         "lanes",
         "layout",
         "listed",
@@ -129,7 +148,8 @@ class RankState:
     def __init__(self, number: Rank, host: str, layout: Layout, now: float) -> None:
         self.number = number
         self.listed = 0  # bit n: shape n has it among its candidates
-        self.is_timed = False  # a timer listens for its silence
+        self.is_silence_timed = False  # a timer listens for its silence
+        self.is_stop_timed = False  # a timer waits for the end of attempts that it was told to stop
         self.is_failing = False
         self.rest_secs = 0.0
         self.start_afresh(host, layout, now)
@@ -144,7 +164,7 @@ class RankState:
         self.status = JOINED
         self.is_resting = False
         self.is_open = True  # may get new work: joined and not resting
-        self.reserved_for: object | None = None  # the queue whose next task it is kept free for
+        self.reserved_for: ReadyQueue | None = None  # whose next task it is kept free for
         self.suspects: list[int] = []  # tasks that crashed here since the last success here
         self.suspects_since = 0  # successes anywhere when the first of these crashed
 
@@ -310,7 +330,11 @@ class Fleet:
             rank = self.ranks.get(SCHEDULER_RANK)
             return rank.layout.usable_bytes if rank is not None else 0
         return max(
-            (layout.usable_bytes for layout in self.live_layouts() if shape.cpus <= layout.n_cpus and Slots(layout).fits(0, 0, shape.gpus)),
+            (
+                layout.usable_bytes
+                for layout in self.live_layouts()
+                if shape.cpus <= layout.n_cpus and Slots(layout).fits(0, 0, shape.gpus)
+            ),
             default=0,
         )
 
@@ -330,9 +354,11 @@ class Fleet:
             suitable = sum(rank.status is not GONE and self.suits(rank, shape) for rank in self.ranks.values())
             lanes = sum(lane.shape is shape for rank in self.ranks.values() for lane in rank.lanes)
             if (suitable, lanes) != (shape.n_suitable, shape.n_lanes):
-                raise InvariantBroken(f"{shape}: {suitable} ranks and {lanes} lanes, counted {shape.n_suitable}, {shape.n_lanes}")
-            listed = sorted(rank.number for tier in (shape.first, shape.last) for rank in tier)
-            if listed != sorted(rank.number for rank in self.ranks.values() if rank.listed >> shape.number & 1):
+                raise InvariantBroken(
+                    f"{shape}: {suitable} ranks and {lanes} lanes, counted {shape.n_suitable}, {shape.n_lanes}"
+                )
+            in_tiers = sorted(rank.number for tier in (shape.first, shape.last) for rank in tier)
+            if in_tiers != sorted(rank.number for rank in self.ranks.values() if rank.listed >> shape.number & 1):
                 raise InvariantBroken(f"candidates of {shape} and the ranks' own marks differ")
 
     def _check_grants(self, rank: RankState) -> None:

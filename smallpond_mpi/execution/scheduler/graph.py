@@ -48,7 +48,18 @@ _N_STATES = len(TaskState)
 class Graph:
     """States, missing inputs and dependants of all tasks of a session."""
 
-    __slots__ = ("_dep_begin", "_dep_count", "_deps", "_edge_next", "_edge_to", "_first_edge", "_unmet", "counts", "stage", "state")
+    __slots__ = (
+        "_dep_begin",
+        "_dep_count",
+        "_deps",
+        "_edge_next",
+        "_edge_to",
+        "_first_edge",
+        "_unmet",
+        "counts",
+        "stage",
+        "state",
+    )
 
     def __init__(self) -> None:
         self.state = bytearray()

@@ -15,7 +15,21 @@ from smallpond_mpi.execution.scheduler.graph import InvariantBroken
 class ReadyQueue:
     """Ready tasks that ask for the same, at the same priority."""
 
-    __slots__ = ("grace_ends", "is_active", "is_starving", "kind", "n_passed", "n_started", "number", "priority", "reserved", "shape", "tasks", "turn")
+    __slots__ = (
+        "grace_ends",
+        "is_active",
+        "is_grace_timed",
+        "is_starving",
+        "kind",
+        "n_passed",
+        "n_started",
+        "number",
+        "priority",
+        "reserved",
+        "shape",
+        "tasks",
+        "turn",
+    )
 
     def __init__(self, number: int, shape: Shape, kind: SpecKind, priority: int) -> None:
         self.number = number
@@ -29,7 +43,8 @@ class ReadyQueue:
         self.n_passed = 0  # starts of others, none of them more urgent, since its own last one
         self.is_starving = False  # waits for a rank to reserve
         self.reserved: RankState | None = None
-        self.grace_ends: float | None = None  # when its tasks are given up because no rank is large enough
+        self.grace_ends = 0.0  # when its tasks are given up if no rank is large enough by then
+        self.is_grace_timed = False
 
     def __lt__(self, other: "ReadyQueue") -> bool:
         return (self.priority, self.turn) < (other.priority, other.turn)
@@ -122,11 +137,15 @@ class Queues:
         """Active queues are those with tasks, in order."""
         with_tasks = [queue.number for queue in self.all if queue.tasks]
         if with_tasks != sorted(queue.number for queue in self.active):
-            raise InvariantBroken(f"queues {with_tasks} have tasks, {[queue.number for queue in self.active]} are active")
+            raise InvariantBroken(
+                f"queues {with_tasks} have tasks, {[queue.number for queue in self.active]} are active"
+            )
         if any(later < earlier for earlier, later in zip(self.active, self.active[1:], strict=False)):
             raise InvariantBroken("active queues are out of order")
         for queue in self.all:
             if queue.reserved is not None and (queue.reserved.reserved_for is not queue or not queue.tasks):
-                raise InvariantBroken(f"rank {queue.reserved.number} is reserved for {queue.shape}, which does not hold")
+                raise InvariantBroken(
+                    f"rank {queue.reserved.number} is reserved for {queue.shape}, which does not hold"
+                )
             if queue.is_starving != (queue in self.starving):
                 raise InvariantBroken(f"{queue.shape}: starving is marked wrongly")

@@ -23,7 +23,7 @@ SAMPLES = 64
 class Stage:
     """Siblings: tasks of one logical node, whose durations are alike."""
 
-    __slots__ = ("depth", "id", "mean_secs", "n_done", "n_running", "number", "recent", "running", "watched")
+    __slots__ = ("_n_kept", "depth", "id", "is_watched", "mean_secs", "n_done", "number", "recent", "running")
 
     def __init__(self, stage_id: int, number: int) -> None:
         self.id = stage_id
@@ -33,8 +33,8 @@ class Stage:
         self.depth = 1
         self.recent: list[float] = []  # the last durations, a ring
         self.running: deque[Attempt] = deque()  # in the order they began; may hold ended ones
-        self.n_running = 0
-        self.watched = False  # a timer looks at `running`
+        self._n_kept = 0
+        self.is_watched = False  # a timer looks at `running`
 
     def learn(self, elapsed_secs: float, policy: Policy) -> None:
         """A sibling took so long."""
@@ -73,7 +73,7 @@ class Stage:
         running = self.running
         while running and running[0].is_over:
             running.popleft()
-        self.n_running += 1
         running.append(attempt)
-        if len(running) > 2 * self.n_running + SAMPLES:  # a straggler in front keeps ended ones from leaving
+        if len(running) > 2 * self._n_kept + SAMPLES:  # a straggler in front may keep ended ones from leaving
             self.running = deque(attempt for attempt in running if not attempt.is_over)
+            self._n_kept = len(self.running)
