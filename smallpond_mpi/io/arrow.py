@@ -225,7 +225,8 @@ def unify(schemas: Sequence[tuple[str, pa.Schema]], by_name: bool = False) -> pa
             misfit = True
         if misfit:
             columns = "; ".join(differing_columns(first, schema))
-            hint = "" if by_name else " (union_by_name=True fills missing columns with NULL)"
+            lacks = not by_name and set(schema.names) != set(first.names)
+            hint = " (union_by_name=True fills missing columns with NULL)" if lacks else ""
             raise SchemaMismatch(f"schemas of {first_path!r} and {path!r} differ: {columns}{hint}")
     return unified
 

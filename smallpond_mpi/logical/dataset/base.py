@@ -168,14 +168,15 @@ class DataSet:
     ) -> pa.RecordBatchReader:
         """All rows, in order, as batches of at most `batch_size` rows."""
         check_batch_size(batch_size)
-        own = connect() if conn is None else None
-        query = f"SELECT * FROM {self.sql_query_fragment(filesystem, conn or own)}"
+        used = connect() if conn is None else conn
+        query = f"SELECT * FROM {self.sql_query_fragment(filesystem, used)}"
         try:
-            reader = (conn or own).sql(query).to_arrow_reader(batch_size)
+            reader = used.sql(query).to_arrow_reader(batch_size)
         except duckdb.Error as error:
             raise translate(error, query, [self]) from error
         schema = convert_types_to_large_string(reader.schema)
-        return pa.RecordBatchReader.from_batches(schema, self._batches(reader, batch_size, query, own))
+        batches = self._batches(reader, batch_size, query, used if conn is None else None)
+        return pa.RecordBatchReader.from_batches(schema, batches)
 
     def _batches(
         self, reader: pa.RecordBatchReader, batch_size: int, query: str, own: duckdb.DuckDBPyConnection | None

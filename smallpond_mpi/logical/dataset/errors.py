@@ -9,6 +9,7 @@ import duckdb
 import pyarrow as pa
 
 from smallpond_mpi.common import (
+    BadInput,
     CorruptInput,
     InputNotFound,
     InvalidQuery,
@@ -23,6 +24,22 @@ if TYPE_CHECKING:
 
 SHOWN_QUERY_CHARS = 2000
 
+# What the libraries say (DuckDB 2.0, pyarrow 26), and what it means. A query can fail in the same words for other reasons only in theory:
+# each of these sentences speaks of a file.
+MEANINGS: list[tuple[re.Pattern[str], type[BadInput]]] = [
+    (re.compile(r"No files found that match the pattern|Cannot open file .*No such file"), InputNotFound),
+    (re.compile(r"CSV Error on Line|JSON transform error in file|Malformed JSON in file"), CorruptInput),
+    (re.compile(r"schema mismatch in glob|failed to cast column .* from type"), SchemaMismatch),
+    (
+        re.compile(
+            r"No magic bytes found|not a parquet file|Failed to read file|outside (of )?file|TProtocolException|"
+            r"Invalid column metadata|decompression|Corrupt \w+ compressed|[Cc]orrupt(ed)? (file|page|data)"
+        ),
+        CorruptInput,
+    ),
+]
+CSV_LINE = re.compile(r"CSV Error on Line: (\d+)\n(?:Original Line: (.*)\n)?(.*)")
+CSV_FILE = re.compile(r"^\s*file = (.*)$", re.MULTILINE)
 QUOTED_PATH = re.compile(r"[\"'](/[^\"']+)[\"']")
 
 
@@ -33,27 +50,34 @@ def translate(error: Exception, query: str = "", datasets: "Sequence[DataSet]" =
     text = str(error).strip()
     if isinstance(error, (duckdb.OutOfMemoryException, pa.ArrowMemoryError, MemoryError)):
         return OutOfMemory(text)
-    if not isinstance(error, duckdb.Error):
-        return translate_arrow(
-            error, _path_in(text) or (datasets[0].paths[0] if datasets and datasets[0].paths else "")
-        )
-    missing = _missing_file(datasets) if isinstance(error, (duckdb.IOException, duckdb.InvalidInputException)) else None
-    if missing is not None:
-        return InputNotFound(f"input file {missing!r} does not exist")
-    if isinstance(error, duckdb.IOException) and "No files found" in text:
-        return InputNotFound(text)
-    if "CSV Error" in text or "Malformed JSON" in text or "Malformed CSV" in text:
-        return CorruptInput(text)
-    if re.search(r"[Ss]chema mismatch|does not have the same schema|has different (number|schema)", text):
-        return SchemaMismatch(text)
-    if re.search(r"magic bytes|footer|not a parquet|TProtocol|[Pp]arquet file|Snappy|ZSTD|decompress", text):
-        return CorruptInput(text)
-    return InvalidQuery(f"{text}\nin the query: {query[:SHOWN_QUERY_CHARS]}" if query else text)
+    kind = next((kind for pattern, kind in MEANINGS if pattern.search(text)), None)
+    if kind is InputNotFound or isinstance(error, (duckdb.IOException, FileNotFoundError)):
+        missing = _missing_file(datasets)
+        if missing is not None:
+            return InputNotFound(f"input file {missing!r} does not exist")
+    if kind is not None:
+        return kind(_in_short(text))
+    if isinstance(error, duckdb.Error):
+        return InvalidQuery(f"{text}\nin the query: {query[:SHOWN_QUERY_CHARS]}" if query else text)
+    return translate_arrow(error, _path_in(text, datasets))
 
 
-def _path_in(text: str) -> str | None:
+def _in_short(text: str) -> str:
+    """DuckDB's advice on CSV files left out: here the schema is given, so that what it says of detection is wrong."""
+    found = CSV_LINE.search(text)
+    if found is None:
+        return text
+    line, content, reason = found.groups()
+    file = CSV_FILE.search(text)
+    where = f"{file.group(1)!r}, line {line}" if file else f"line {line}"
+    return f"CSV file {where} does not fit the schema: {reason}" + (f" (the line: {content})" if content else "")
+
+
+def _path_in(text: str, datasets: "Sequence[DataSet]") -> str:
     found = QUOTED_PATH.search(text)
-    return found.group(1) if found else None
+    if found is not None:
+        return found.group(1)
+    return ", ".join(path for dataset in datasets for path in dataset.paths[:1])
 
 
 def _missing_file(datasets: "Sequence[DataSet]") -> str | None:

@@ -269,6 +269,9 @@ class ParquetDataSet(DataSet):
     def partition_by_files(self: P, npartition: int, random_shuffle: bool = False) -> list[P]:
         """`npartition` datasets of neighbouring files, whose numbers of files differ by at most 1. Opens nothing."""
         check_npartition(npartition)
+        if not self._known:
+            # Nothing is known of a million listed paths: nothing but the paths is kept for them.
+            return super().partition_by_files(npartition, random_shuffle)
         ranges = _shuffled(self._ranges_as_known(), random_shuffle)
         return [self._with_ranges(list(get_nth_partition(ranges, n, npartition))) for n in range(npartition)]
 
@@ -329,12 +332,13 @@ class ParquetDataSet(DataSet):
         return merge_datasets(datasets, ParquetDataSet)
 
     def _merge_with(self: P, others: "Sequence[P]") -> P:
-        ranges: list[RowRange] = []
-        for dataset in [self, *others]:
-            ranges.extend(dataset._ranges_as_known())
-        merged = self._with_ranges(ranges)
-        merged._union_by_name = any(dataset.union_by_name for dataset in [self, *others])
-        merged._udfs = merge_udfs([self, *others])
+        every = [self, *others]
+        if not any(dataset._known for dataset in every):
+            merged = super()._merge_with(list(others))
+        else:
+            merged = self._with_ranges([item for dataset in every for item in dataset._ranges_as_known()])
+        merged._union_by_name = any(dataset.union_by_name for dataset in every)
+        merged._udfs = merge_udfs(every)
         merged._is_promoted = None
         return merged
 

@@ -10,7 +10,6 @@ from itertools import groupby
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from smallpond_mpi.common import MB
 from smallpond_mpi.io.arrow import load_ranges
@@ -102,10 +101,9 @@ def _scans(
 def _scan(paths: Sequence[str], columns: Sequence[str] | None, generated: Sequence[str], by_name: bool) -> str:
     options = ["hive_partitioning = false", f"union_by_name = {str(by_name).lower()}"]
     options += [f"{name} = true" for name in generated]
-    selected = quote_names(columns if columns is None else [*columns, *generated])
+    selected = quote_names(columns)
+    if generated:
+        # by name and last: in which order and place `*` has them is DuckDB's affair
+        data = selected if columns is not None else f"* EXCLUDE ({quote_names(generated)})"
+        selected = f"{data}, {quote_names(generated)}"
     return f"SELECT {selected} FROM read_parquet({quote_paths(paths)}, {', '.join(options)})"
-
-
-def file_types(file: pq.ParquetFile) -> list[str]:
-    """The logical types of a file's columns, for messages."""
-    return [str(file.schema.column(i).logical_type) for i in range(len(file.schema))]
