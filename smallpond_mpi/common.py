@@ -57,6 +57,10 @@ class InvalidArgument(BadInput, ValueError):
     """An argument is out of range or of the wrong type."""
 
 
+class WrongReturnType(BadInput, TypeError):
+    """A function of the user's returned something of another type than it must."""
+
+
 class InputNotFound(BadInput, FileNotFoundError):
     """An input file does not exist or a pattern matches nothing."""
 
@@ -71,6 +75,10 @@ class SchemaMismatch(BadInput, ValueError):
 
 class ColumnNotFound(BadInput, LookupError):
     """A column is named that the data doesn't have."""
+
+
+class WrongReturnType(BadInput, TypeError):
+    """A function of the user's returned something else than what it has to."""
 
 
 class InvalidQuery(BadInput, ValueError):

@@ -1,0 +1,254 @@
+"""DuckDB for tasks: connections that are held to the grant, views over the inputs, and errors in the user's terms.
+
+A connect costs 14 ms, a cursor of an instance that is kept 0.1 ms, so one instance a process is kept for the tasks that leave it as they
+found it. Temporary views and tables belong to the cursor and go with it; settings belong to the instance and are set again for each task.
+"""
+
+import errno
+import logging
+import os
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import duckdb
+
+from smallpond_mpi.common import INPUT_VIEW_PREFIX, DataRootUnusable, OutOfMemory, SmallpondError, TaskFailed
+from smallpond_mpi.execution.task.base import Task
+from smallpond_mpi.logical.dataset.errors import translate
+from smallpond_mpi.logical.dataset.quoting import quote_text
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+    from smallpond_mpi.logical.dataset import DataSet
+    from smallpond_mpi.logical.udf import UDFContext
+
+log = logging.getLogger(__name__)
+
+HARMLESS = frozenset({duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN})
+"""Statements that leave an instance as it was."""
+
+_kept: duckdb.DuckDBPyConnection | None = None
+_kept_by: int | None = None  # the process: an instance does not survive a fork
+
+
+def connect() -> duckdb.DuckDBPyConnection:
+    """An instance of its own: in memory, without a place to spill to, one thread until it is told otherwise."""
+    return duckdb.connect(":memory:", config={"threads": 1, "temp_directory": "", "enable_external_file_cache": False})
+
+
+def kept_cursor() -> duckdb.DuckDBPyConnection:
+    """A cursor of the instance that this process keeps."""
+    global _kept, _kept_by
+    if _kept is None or _kept_by != os.getpid():
+        _kept, _kept_by = connect(), os.getpid()
+    return _kept.cursor()
+
+
+def forget_kept() -> None:
+    """Drop the instance that this process keeps: something may be wrong with it."""
+    global _kept
+    _kept = None
+
+
+def struct_literal(entries: Mapping[str, str]) -> str:
+    """`{'key': 'value', ...}`"""
+    return "{" + ", ".join(f"{quote_text(key)}: {quote_text(value)}" for key, value in entries.items()) + "}"
+
+
+class ExecSqlQueryMixin(Task):
+    """For tasks that run SQL: a connection held to the task's limits, with a view for each input."""
+
+    enable_temp_directory = False
+    cpu_overcommit_ratio = 1.0
+    memory_overcommit_ratio = 1.0
+    input_view_index = 0
+    parquet_compression: str | None = None
+    parquet_compression_level: int | None = None
+
+    # randomness: the same for all attempts of the task, and for each use within one
+
+    @property
+    def rand_seed_float(self) -> float:
+        """At least -1 and less than 1, for setseed()."""
+        return random.Random(self.random_seed_bytes + b"float").random() * 2 - 1
+
+    @property
+    def rand_seed_uint32(self) -> int:
+        """0 .. 2**31 - 1, for hash and sample seeds."""
+        return random.Random(self.random_seed_bytes + b"uint32").randint(0, 0x7FFFFFFF)
+
+    # functions
+
+    @property
+    def udfs(self) -> "Sequence[UDFContext]":
+        """The user's functions that the queries of this task call."""
+        return ()
+
+    @property
+    def input_udfs(self) -> "list[UDFContext]":
+        """The user's functions that reading the inputs calls."""
+        return [udf for dataset in self.input_datasets for udf in dataset.udfs]
+
+    # how Parquet is written
+
+    @property
+    def compression_type_str(self) -> str:
+        return f"COMPRESSION {quote_text(self.parquet_compression)}" if self.parquet_compression else ""
+
+    @property
+    def compression_level_str(self) -> str:
+        if self.parquet_compression_level is None or str(self.parquet_compression).upper() != "ZSTD":
+            return ""
+        return f"COMPRESSION_LEVEL {int(self.parquet_compression_level)}"
+
+    @property
+    def compression_options(self) -> str:
+        """Options of a COPY statement, joined by commas."""
+        return ", ".join(filter(None, (self.compression_type_str, self.compression_level_str)))
+
+    # connections
+
+    @property
+    def engine_threads(self) -> int:
+        return max(1, int(self.cpu_limit * self.cpu_overcommit_ratio))
+
+    @property
+    def engine_memory(self) -> int:
+        """Bytes that DuckDB may take; the rest of the grant is for the process around it."""
+        assert self.memory_limit is not None, "a running task has a memory limit"
+        return max(1, int(self.memory_limit * self.memory_overcommit_ratio))
+
+    @contextmanager
+    def connection(self, queries: Sequence[str] = ()) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A prepared connection for these statements: a cursor of the kept instance where they can't leave a trace in it."""
+        udfs = [*self.input_udfs, *self.udfs]
+        alone = (
+            bool(udfs) or self.enable_temp_directory or self.ctx.enable_profiling or not all(map(is_harmless, queries))
+        )
+        conn = connect() if alone else kept_cursor()
+        try:
+            try:
+                self.prepare_connection(conn)
+            except duckdb.OutOfMemoryException as error:
+                # The kept instance holds more than this task may take: what is left is an empty one.
+                if alone:
+                    raise OutOfMemory(str(error)) from error
+                conn.close()
+                forget_kept()
+                conn = kept_cursor()
+                self.prepare_connection(conn)
+            yield conn
+        except (duckdb.FatalException, duckdb.InternalException):
+            forget_kept()
+            raise
+        finally:
+            conn.close()
+
+    def prepare_connection(self, conn: duckdb.DuckDBPyConnection) -> None:
+        """Hold a connection to the task's limits, seed it, and bind the functions that queries may call."""
+        settings = [
+            f"SET threads={self.engine_threads}",
+            f"SET memory_limit='{self.engine_memory} B'",
+            "SET preserve_insertion_order=true",
+            "SET enable_progress_bar=false",
+            "SET arrow_large_buffer_size=true",
+        ]
+        if self.enable_temp_directory:
+            settings.append(f"SET temp_directory={quote_text(self.temp_abspath)}")
+        conn.execute("; ".join(settings))
+        conn.execute("SELECT setseed(?)", [self.rand_seed_float]).fetchall()
+        for udf in (*self.input_udfs, *self.udfs):
+            udf.bind(conn)
+
+    def create_input_views(
+        self,
+        conn: duckdb.DuckDBPyConnection,
+        input_datasets: "Sequence[DataSet]",
+        filesystem: "AbstractFileSystem | None" = None,
+    ) -> list[str]:
+        """A temporary view for each dataset; returns their names, which need no quotes."""
+        names = []
+        for dataset in input_datasets:
+            name = f"{INPUT_VIEW_PREFIX}_{self.id}_{self.input_view_index:06d}"
+            self.input_view_index += 1
+            fragment = dataset.sql_query_fragment(filesystem, conn)
+            self.exec_query(conn, f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT * FROM {fragment}", log_query=False)
+            names.append(name)
+        return names
+
+    def exec_query(
+        self,
+        conn: duckdb.DuckDBPyConnection,
+        query_statement: str,
+        enable_profiling: bool = False,
+        log_query: bool = True,
+        log_output: bool = False,
+    ) -> duckdb.DuckDBPyConnection:
+        """Run one statement; what it gives is fetched from the connection that is returned.
+
+        Raises:
+            InvalidQuery: DuckDB refuses the statement, or a value in the data can't be what it asks for.
+            OutOfMemory: DuckDB needs more than its share of the memory limit.
+            BadInput: an input file is missing, damaged or not of the schema that was expected.
+            DataRootUnusable: the disk is full.
+        """
+        if log_query:
+            log.debug("%s runs %s", self.key, query_statement)
+        if enable_profiling:
+            conn.execute("SET enable_profiling='no_output'")
+        try:
+            conn.execute(query_statement)
+        except duckdb.Error as error:
+            raise translate_duckdb(error, query_statement, self.input_datasets) from error
+        if enable_profiling:
+            log.info("%s: profile of %s\n%s", self.key, query_statement, conn.get_profiling_information())
+        if log_output:
+            log.info("%s: %s gives\n%s", self.key, query_statement, conn.fetchall())
+        return conn
+
+
+def is_harmless(query: str) -> bool:
+    """Whether a text consists of statements that leave the instance as it was. (What can't be parsed does nothing at all.)"""
+    with suppress(duckdb.Error):
+        return all(statement.type in HARMLESS for statement in duckdb.extract_statements(query))
+    return True
+
+
+def split_statements(query: str) -> list[tuple[str, duckdb.StatementType]]:
+    """The statements of a text, each without the semicolon that ends it, with their types.
+
+    Raises:
+        InvalidQuery: it can't be parsed.
+    """
+    try:
+        statements = duckdb.extract_statements(query)
+    except duckdb.Error as error:
+        raise translate_duckdb(error, query) from error
+    return [(_without_semicolon(statement.query), statement.type) for statement in statements]
+
+
+def _without_semicolon(statement: str) -> str:
+    """A statement up to its semicolon: what comes after it can only be a comment."""
+    if ";" not in statement:
+        return statement.strip()
+    text = statement.encode()
+    tokens = [position for position, kind in duckdb.tokenize(statement) if kind != duckdb.token_type.comment]
+    end = tokens[-1] if tokens and text[tokens[-1] : tokens[-1] + 1] == b";" else len(text)
+    return text[:end].decode().strip()
+
+
+NO_SPACE = re.compile(r"no space left|disk quota exceeded", re.IGNORECASE)
+
+
+def translate_duckdb(error: duckdb.Error, query: str, inputs: "Sequence[DataSet]" = ()) -> SmallpondError:
+    """What a DuckDB error means to the user of a task: the disk is full, a function of theirs raised, or what `translate` says."""
+    text = str(error)
+    if NO_SPACE.search(text):
+        return DataRootUnusable(errno.ENOSPC, f"{text}\nin the query: {query}")
+    if "Python exception occurred" in text:
+        return TaskFailed(f"{text}\nin the query: {query}")
+    return translate(error, query, inputs)

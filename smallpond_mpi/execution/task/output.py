@@ -1,0 +1,102 @@
+"""Parquet output of tasks, and what is known of inputs: every file tells where it comes from, and what is in it travels with the dataset."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+
+from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin, struct_literal
+from smallpond_mpi.execution.task.partition_info import PartitionInfo
+from smallpond_mpi.io.arrow import dump_to_parquet_files
+from smallpond_mpi.io.parquet import FileFacts, read_footer
+from smallpond_mpi.logical.dataset import ParquetDataSet
+from smallpond_mpi.logical.dataset.quoting import quote_text
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from smallpond_mpi.execution.task.base import Task
+    from smallpond_mpi.logical.dataset import DataSet
+
+# Below this DuckDB takes no dictionary at all; it is the option's way to say never.
+NO_DICTIONARY = "DICTIONARY_SIZE_LIMIT 1"
+
+
+def copy_to_parquet(
+    task: ExecSqlQueryMixin,
+    conn: duckdb.DuckDBPyConnection,
+    query: str,
+    filename: str,
+    extra_partitions: Sequence[PartitionInfo] | None = None,
+) -> list[FileFacts]:
+    """Write the rows of a query, in order, as `{filename}.parquet` of the running attempt; a file without rows keeps the schema."""
+    path = os.path.join(task.runtime_output_abspath, f"{filename}.parquet")
+    options = [
+        "FORMAT PARQUET",
+        "RETURN_STATS",
+        f"KV_METADATA {struct_literal(task.parquet_kv_metadata_str(extra_partitions))}",
+        f"ROW_GROUP_SIZE {row_group_size(task)}",
+        *filter(None, [task.compression_options]),
+        *([] if getattr(task, "parquet_dictionary_encoding", True) else [NO_DICTIONARY]),
+    ]
+    statement = f"COPY (\n{query}\n) TO {quote_text(path)} ({', '.join(options)})"
+    rows = task.exec_query(conn, statement, task.ctx.enable_profiling).fetchall()
+    return [replace(read_footer(file).facts, file_bytes=file_bytes) for file, _, file_bytes, *_ in rows]
+
+
+def row_group_size(task: "Task") -> int:
+    """Rows a row group, from what the task was told and what adjust_row_group_size made of it."""
+    rows: int = getattr(task, "parquet_row_group_size", 0)
+    return max(1, rows)
+
+
+def written_dataset(task: "Task", files: Iterable[FileFacts]) -> ParquetDataSet:
+    """The files that an attempt has written, as its output. With ctx.remove_empty_parquet those without rows go."""
+    kept = []
+    for file in files:
+        if file.num_rows == 0 and task.ctx.remove_empty_parquet:
+            os.unlink(file.path)
+        else:
+            kept.append(file)
+    return ParquetDataSet.of_files(kept)
+
+
+def input_facts(datasets: "Iterable[DataSet]") -> FileFacts | None:
+    """Rows and uncompressed bytes of all inputs together, if all are Parquet: then nothing but footers need be read to know."""
+    rows = size = 0
+    for dataset in datasets:
+        if not isinstance(dataset, ParquetDataSet):
+            return None
+        rows += dataset.num_rows
+        size += dataset.estimated_data_size
+    return FileFacts("", rows, size)
+
+
+def is_unknown(dataset: "DataSet") -> bool:
+    """Whether a dataset is of no files at all: then it has not even a schema, and a task over it has nothing to do."""
+    return isinstance(dataset, ParquetDataSet) and not dataset.paths
+
+
+def write_table(task: "Task", table: "pa.Table", **options: Any) -> list[FileFacts]:
+    """Write a table as files of the running attempt, each telling where it comes from; a table without rows keeps its schema."""
+    metadata = {**(table.schema.metadata or {}), **task.parquet_kv_metadata_bytes()}
+    return dump_to_parquet_files(
+        table.replace_schema_metadata(metadata),
+        task.runtime_output_abspath,
+        task.output_filename,
+        **parquet_options(task),
+        row_group_size=row_group_size(task),
+        max_workers=task.cpu_limit,
+        **options,
+    )
+
+
+def parquet_options(task: "Task") -> dict[str, Any]:
+    """The task's settings, as Arrow's writer takes them."""
+    return {
+        "compression": getattr(task, "parquet_compression", None) or "NONE",
+        "compression_level": getattr(task, "parquet_compression_level", None),
+        "use_dictionary": getattr(task, "parquet_dictionary_encoding", True),
+    }

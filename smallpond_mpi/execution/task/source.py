@@ -1,0 +1,84 @@
+"""Where data comes in: files are named, everything else is written to Parquet once, so that all tasks can read it."""
+
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from smallpond_mpi.common import DEFAULT_ROW_GROUP_SIZE, InvalidArgument
+from smallpond_mpi.execution.context import RuntimeContext
+from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin
+from smallpond_mpi.execution.task.output import copy_to_parquet, write_table, written_dataset
+from smallpond_mpi.execution.task.partition_info import PartitionInfo
+from smallpond_mpi.logical.dataset import ArrowTableDataSet, PandasDataSet, SqlQueryDataSet, has_magic
+
+if TYPE_CHECKING:
+    from smallpond_mpi.logical.dataset import DataSet, FileFacts
+
+
+class DataSourceTask(ExecSqlQueryMixin):
+    """Its output is a dataset that was given: files as they are, patterns resolved; rows in memory and queries as Parquet."""
+
+    # Read once or twice and gone with the job: a codec that costs next to nothing.
+    parquet_compression = "SNAPPY"
+    parquet_row_group_size = DEFAULT_ROW_GROUP_SIZE
+    memory_overcommit_ratio = 0.9
+
+    def __init__(self, ctx: RuntimeContext, dataset: "DataSet", partition_infos: Iterable[PartitionInfo]) -> None:
+        super().__init__(ctx, [], partition_infos)
+        # Not `dataset`, which is what an attempt makes and so never travels to it.
+        self.source = dataset
+
+    @property
+    def exec_on_scheduler(self) -> bool:
+        return True
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether naming the files touches none: they are listed one by one."""
+        dataset = self.source
+        if isinstance(dataset, (ArrowTableDataSet, PandasDataSet, SqlQueryDataSet)):
+            return False
+        return not getattr(dataset, "recursive", False) and not any(map(_may_be_many, dataset.paths))
+
+    @property
+    def self_contained_output(self) -> bool:
+        return not self.runs_here
+
+    def run(self) -> bool:
+        dataset = self.source
+        if isinstance(dataset, SqlQueryDataSet):
+            self.dataset = self._run_query(dataset)
+        elif isinstance(dataset, (ArrowTableDataSet, PandasDataSet)):
+            self.dataset = self._write(dataset)
+        else:
+            if not self.runs_here:
+                # What a pattern matches now is what it means to every task of the job.
+                _ = dataset.resolved_paths
+            self.dataset = dataset
+        return True
+
+    def _write(self, dataset: "ArrowTableDataSet | PandasDataSet") -> "DataSet":
+        table = dataset.to_arrow_table()
+        if table.num_columns == 0:
+            raise InvalidArgument(f"{dataset!r} has no columns")
+        try:
+            files = write_table(self, table)
+        except (pa.ArrowNotImplementedError, pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise InvalidArgument(f"Parquet can't hold {dataset!r}: {error}; its schema:\n{table.schema}") from error
+        return self._counted(files)
+
+    def _run_query(self, dataset: "SqlQueryDataSet") -> "DataSet":
+        with self.connection(["CREATE TABLE unknown"]) as conn:  # a builder may do anything with the connection
+            query = f"SELECT * FROM {dataset.sql_query_fragment(None, conn)}"
+            return self._counted(copy_to_parquet(self, conn, query, f"{self.output_filename}-0"))
+
+    def _counted(self, files: "list[FileFacts]") -> "DataSet":
+        self.perf_metrics["num output rows"] = sum(file.num_rows for file in files)
+        return written_dataset(self, files)
+
+
+def _may_be_many(path: str) -> bool:
+    """Whether only the file system can tell which files a path stands for: patterns, and names that may be directories."""
+    return has_magic(path) or ("://" not in path and not os.path.splitext(path)[1])
