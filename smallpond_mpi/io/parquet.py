@@ -190,7 +190,7 @@ def open_parquet(path: str, filesystem: AbstractFileSystem | None = None, promis
 
     try:
         return open_file() if filesystem is not None else retry_missing(open_file, path, promised)
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError) as error:
         is_directory = filesystem is None and os.path.isdir(path)
         cause = IsADirectoryError(path) if is_directory else error
         raise translate_arrow(cause, path) from cause
