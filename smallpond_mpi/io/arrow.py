@@ -7,7 +7,6 @@ type as that of the next, and 2 GiB of text must fit in one chunk.
 import math
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from smallpond_mpi.io.parquet import (
     RowRange,
     arrow_filesystem,
     check_columns,
+    map_in_threads,
     open_parquet,
     read_footers,
     row_groups_of,
@@ -264,13 +264,10 @@ def load_ranges(
     generated: Sequence[str] = (),
 ) -> pa.Table:
     """The rows of all ranges, in order: many ranges side by side in threads, a single one by Arrow's own threads."""
-    if len(ranges) <= 1:
-        tables = [read_range(item, columns, filesystem, max_workers > 1, by_name, generated) for item in ranges]
-    else:
-        with ThreadPoolExecutor(min(max_workers, len(ranges))) as pool:
-            tables = list(
-                pool.map(lambda item: read_range(item, columns, filesystem, False, by_name, generated), ranges)
-            )
+    alone = len(ranges) == 1 and max_workers > 1
+    tables = map_in_threads(
+        lambda item: read_range(item, columns, filesystem, alone, by_name, generated), ranges, max_workers
+    )
     return concat([(item.path, table) for item, table in zip(ranges, tables, strict=True)], by_name)
 
 
@@ -415,7 +412,4 @@ def dump_to_parquet_files(
 
     if filesystem is None:
         os.makedirs(output_dir, exist_ok=True)
-    if num_files == 1:
-        return [write(0)]
-    with ThreadPoolExecutor(min(max_workers, num_files)) as pool:
-        return list(pool.map(write, range(num_files)))
+    return map_in_threads(write, range(num_files), max_workers)

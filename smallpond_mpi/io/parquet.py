@@ -6,10 +6,10 @@ once, where the file is written, and not again by everybody who asks how many ro
 
 import os
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +24,9 @@ from smallpond_mpi.common import (
     SmallpondError,
 )
 from smallpond_mpi.io.filesystem import retry_missing
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 UNKNOWN = -1
 
@@ -214,16 +217,20 @@ def read_footer(path: str, filesystem: AbstractFileSystem | None = None) -> Foot
         return Footer(facts, file.schema_arrow, own_metadata(metadata.metadata))
 
 
+def map_in_threads(func: Callable[[A], B], items: Sequence[A], max_workers: int) -> list[B]:
+    """The function of each item, in order, up to `max_workers` at a time; without a thread where one is enough."""
+    if max_workers <= 1 or len(items) <= 1:
+        return [func(item) for item in items]
+    with ThreadPoolExecutor(min(max_workers, len(items))) as pool:
+        return list(pool.map(func, items))
+
+
 def read_footers(
     paths: Sequence[str], filesystem: AbstractFileSystem | None = None, max_workers: int = 16
 ) -> list[Footer]:
     """Open the footers of many files, some at a time; a path that is listed twice is opened once."""
     distinct = list(dict.fromkeys(paths))
-    if len(distinct) <= 2:
-        found = [read_footer(path, filesystem) for path in distinct]
-    else:
-        with ThreadPoolExecutor(min(max_workers, len(distinct))) as pool:
-            found = list(pool.map(lambda path: read_footer(path, filesystem), distinct))
+    found = map_in_threads(lambda path: read_footer(path, filesystem), distinct, max_workers)
     by_path = dict(zip(distinct, found, strict=True))
     return [by_path[path] for path in paths]
 

@@ -38,7 +38,7 @@ from smallpond_mpi.logical.dataset.base import (
     merge_udfs,
     use_filesystem,
 )
-from smallpond_mpi.logical.dataset.parquet_sql import parquet_query
+from smallpond_mpi.logical.dataset.parquet_sql import fits_a_view, parquet_query, view_of_rows
 from smallpond_mpi.logical.dataset.partition_index import partitions_of_file
 
 P = TypeVar("P", bound="ParquetDataSet")
@@ -236,8 +236,11 @@ class ParquetDataSet(DataSet):
         """A parenthesised query of exactly these rows. With `conn`, small ranges of many files are read once and become a view of it."""
         use_filesystem(conn, filesystem)
         ranges = self.resolved_row_ranges
+        generated = self.generated_columns or []
+        if conn is not None and not self.union_by_name and fits_a_view(ranges, generated):
+            return view_of_rows(ranges, self.columns, conn)
         by_name = self._check_schemas(filesystem) or self.union_by_name
-        return parquet_query(ranges, self.columns, self.generated_columns or [], by_name, conn)
+        return parquet_query(ranges, self.columns, generated, by_name)
 
     def to_arrow_table(
         self,

@@ -23,39 +23,36 @@ NO_ROWS = "(SELECT NULL WHERE false)"
 
 
 def parquet_query(
-    ranges: Sequence[RowRange],
-    columns: Sequence[str] | None,
-    generated: Sequence[str],
-    by_name: bool,
-    conn: duckdb.DuckDBPyConnection | None,
+    ranges: Sequence[RowRange], columns: Sequence[str] | None, generated: Sequence[str], by_name: bool
 ) -> str:
-    """A parenthesised query of the rows of all ranges."""
+    """A parenthesised query of the rows of all ranges. `by_name`: columns may be missing in some, or have a narrower type."""
     if not ranges:
         return NO_ROWS
-    # Files without rows matter for their columns only: to an union by name, or if there are no others.
+    # Files without rows matter for their columns only: to a union by name, or if there are no others.
     ranges = ranges if by_name else [item for item in ranges if item.num_rows] or ranges[:1]
-    schema = _schema_of(ranges[0])
     if columns is not None and not by_name:
-        check_columns(columns, schema, ranges[0].path)
-    has_parts = not all(item.is_whole_file for item in ranges)
-    if conn is not None and has_parts and _fits_a_view(ranges, schema, generated, by_name):
-        table = load_ranges(ranges, columns, max_workers=max(1, pa.cpu_count()))
-        return f"(SELECT * FROM {quote_name(register(conn, table, 'rows'))})"
+        check_columns(columns, _schema_of(ranges[0]), ranges[0].path)
     union = " UNION ALL BY NAME " if by_name else " UNION ALL "
     return "(" + union.join(_scans(ranges, columns, generated, by_name)) + ")"
+
+
+def fits_a_view(ranges: Sequence[RowRange], generated: Sequence[str]) -> bool:
+    """Whether there are parts of files in it, few enough bytes to hold in memory, that Arrow and DuckDB read as the same types."""
+    if generated or all(item.is_whole_file for item in ranges):
+        return False
+    num_bytes = sum(item.estimated_data_size if item.row_groups else item.data_size for item in ranges)
+    return num_bytes <= MAX_VIEW_BYTES and all(reads_alike(field.type) for field in _schema_of(ranges[0]))
+
+
+def view_of_rows(ranges: Sequence[RowRange], columns: Sequence[str] | None, conn: duckdb.DuckDBPyConnection) -> str:
+    """The rows of all ranges, read now, as a parenthesised query of a view of `conn`."""
+    table = load_ranges(ranges, columns, max_workers=max(1, pa.cpu_count()))
+    return f"(SELECT * FROM {quote_name(register(conn, table, 'rows'))})"
 
 
 def _schema_of(item: RowRange) -> pa.Schema:
     with open_parquet(item.path, promised=item.is_promised) as file:
         return file.schema_arrow
-
-
-def _fits_a_view(ranges: Sequence[RowRange], schema: pa.Schema, generated: Sequence[str], by_name: bool) -> bool:
-    """Whether the ranges are few enough bytes to hold in memory, and Arrow and DuckDB read the columns as the same types."""
-    if by_name or generated:
-        return False
-    num_bytes = sum(item.estimated_data_size if item.row_groups else item.data_size for item in ranges)
-    return num_bytes <= MAX_VIEW_BYTES and all(reads_alike(field.type) for field in schema)
 
 
 def reads_alike(type_: pa.DataType) -> bool:
