@@ -57,10 +57,6 @@ class InvalidArgument(BadInput, ValueError):
     """An argument is out of range or of the wrong type."""
 
 
-class WrongReturnType(BadInput, TypeError):
-    """A function of the user's returned something of another type than it must."""
-
-
 class InputNotFound(BadInput, FileNotFoundError):
     """An input file does not exist or a pattern matches nothing."""
 
