@@ -1,0 +1,162 @@
+"""Processes as the Linux kernel shows them: descendants, memory, and the few process attributes that Python has no call for.
+
+Only reads and system calls; who is killed, and why, is decided elsewhere. Everything here answers quietly where a kernel or a container
+doesn't allow it: a missing memory policy costs speed, never a task.
+"""
+
+import ctypes
+import os
+import signal
+from collections.abc import Iterable
+
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+MPOL_PREFERRED = 1
+SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237}
+"""Numbers of the system call, which glibc doesn't wrap."""
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def die_with_parent(signum: int = signal.SIGKILL) -> bool:
+    """Ask for `signum` when the thread that forked this process ends. The parent may be gone already: the caller compares getppid()."""
+    return bool(_libc().prctl(PR_SET_PDEATHSIG, int(signum), 0, 0, 0) == 0)
+
+
+def adopt_orphans() -> bool:
+    """Become the parent of every descendant whose own parent dies, daemons included."""
+    return bool(_libc().prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
+
+
+def prefer_memory_of(numa_node: int) -> bool:
+    """Take memory from this NUMA node while it has some. True if the kernel agreed."""
+    number = SET_MEMPOLICY.get(os.uname().machine)
+    if number is None:
+        return False
+    words = numa_node // 64 + 1
+    mask = (ctypes.c_ulong * words)()
+    mask[numa_node // 64] = 1 << (numa_node % 64)
+    return bool(_libc().syscall(number, MPOL_PREFERRED, mask, words * 64 + 1) == 0)
+
+
+def flush_c_streams() -> None:
+    """Write out what C code of this process has in its stdio buffers."""
+    _libc().fflush(None)
+
+
+def be_killed_first(adjustment: int = 500) -> bool:
+    """Raise this process's badness for the kernel's OOM killer. True if that was allowed."""
+    try:
+        with open("/proc/self/oom_score_adj", "r+") as file:
+            current = int(file.read())
+            file.seek(0)
+            file.write(str(min(1000, max(current, adjustment))))
+    except OSError:
+        return False
+    return True
+
+
+def children_of(pid: int) -> list[int]:
+    """Direct children, zombies included; empty when the process is gone."""
+    found: list[int] = []
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return found
+    for thread in threads:
+        try:
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+                found += map(int, file.read().split())
+        except FileNotFoundError:
+            if not HAS_CHILDREN_FILE:
+                return [child for child, parent in parents().items() if parent == pid]
+        except OSError:  # the thread ended in between
+            continue
+    return found
+
+
+HAS_CHILDREN_FILE = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
+"""Whether the kernel was built with CONFIG_PROC_CHILDREN."""
+
+
+def parents() -> dict[int, int]:
+    """pid → parent's pid, of every process that this one can see."""
+    found: dict[int, int] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    # the name in parentheses may hold spaces and parentheses: fields count from the last one
+                    found[int(name)] = int(file.read().rpartition(b")")[2].split()[1])
+            except (OSError, IndexError):
+                continue
+    return found
+
+
+def descendants_of(pid: int) -> list[int]:
+    """Every process below `pid`, parents before their children."""
+    found = children_of(pid)
+    for child in found:  # grows while it is walked
+        found += children_of(child)
+    return found
+
+
+def carrying(marker: bytes) -> list[int]:
+    """Processes whose environment held `marker` when they were exec'ed (forks without exec show their ancestor's)."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/environ", "rb") as file:
+                    if marker in file.read():
+                        found.append(int(name))
+            except OSError:
+                continue
+    return found
+
+
+def kill_quietly(pids: Iterable[int], signum: int = signal.SIGKILL) -> None:
+    """Signal each of them that is still there."""
+    for pid in pids:
+        try:
+            os.kill(pid, signum)
+        except (ProcessLookupError, PermissionError):
+            continue
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident set of a process by /proc/PID/statm, 0 when it is gone. Counts shared and file pages too, but costs microseconds."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb", buffering=0) as file:
+            return int(file.read(128).split()[1]) * PAGE_BYTES
+    except (OSError, IndexError):
+        return 0
+
+
+def unreclaimable_bytes(pid: int) -> int:
+    """Anonymous and shared memory of a process, resident or swapped: what file pages that the kernel can drop at will are not part of."""
+    total = 0
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            for line in file:
+                if line.startswith((b"RssAnon:", b"RssShmem:", b"VmSwap:")):
+                    total += int(line.split()[1]) * 1024
+    except (OSError, IndexError):
+        return 0
+    return total
+
+
+def proportional_bytes(pid: int) -> int:
+    """As `unreclaimable_bytes`, with pages that processes share after a fork divided among them. Walks the page tables: expensive."""
+    total = 0
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+            for line in file:
+                if line.startswith((b"Pss_Anon:", b"Pss_Shmem:", b"SwapPss:")):
+                    total += int(line.split()[1]) * 1024
+    except (OSError, IndexError):
+        return 0
+    return total
