@@ -39,7 +39,7 @@ class Board:
         self.is_open = False  # a submission has not come to its end
         self.stop_reason: str | None = None  # start nothing new ...
         self.stop_at = float("inf")  # ... and end what runs then
-        self.fenced: dict[Rank, float] = {}  # ranks that don't count: when they were last told so
+        self.fenced: dict[Rank, None] = {}  # ranks that don't count and have been told so
         self.now = 0.0
         self.resumed_at = float("-inf")  # silence before this does not count
         self.out: list[Command] = []

@@ -196,7 +196,7 @@ class SchedulerCore:
     # ranks
 
     def _hear(self, number: Rank) -> RankState | None:
-        """A sign of life; None of a rank that does not count, which is told so now and then."""
+        """A sign of life; None of a rank that does not count, which is told so."""
         board = self._board
         rank = board.fleet.ranks.get(number)
         if rank is not None and rank.status is not GONE:
@@ -205,9 +205,8 @@ class SchedulerCore:
                 board.fleet.set_status(rank, JOINED)
                 board.offers.append(rank)
             return rank
-        told_at = board.fenced.get(number)
-        if told_at is None or board.now - told_at >= board.policy.late_secs:
-            board.fenced[number] = board.now
+        if number not in board.fenced:  # once: a second Reset under way would undo what the rank began after the first
+            board.fenced[number] = None
             board.out.append(StopRank(number, "it has not joined" if rank is None else "it had been given up"))
         return None
 
@@ -226,6 +225,7 @@ class SchedulerCore:
 
     def _rank_lost(self, event: ev.RankLost) -> None:
         rank = self._board.fleet.ranks.get(event.rank)
+        self._board.fenced.pop(event.rank, None)  # what it was told before may never have reached it
         if rank is not None and rank.status is not GONE:
             lose_rank(self._board, rank, event.reason)
 

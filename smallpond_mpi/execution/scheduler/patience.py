@@ -43,7 +43,7 @@ def _look_at_silence(board: Board, rank: RankState) -> None:
 
 def give_rank_up(board: Board, rank: RankState, reason: str) -> None:
     """Fence the rank off: it must drop all it does and join anew."""
-    board.fenced[rank.number] = board.now
+    board.fenced[rank.number] = None
     board.out.append(StopRank(rank.number, reason))
     lose_rank(board, rank, reason)
 
