@@ -17,7 +17,7 @@ from fsspec import AbstractFileSystem
 
 from smallpond_mpi.common import DEFAULT_BATCH_SIZE, InvalidArgument, split_into_rows
 from smallpond_mpi.io.arrow import cast_columns_to_large_string, convert_types_to_large_string
-from smallpond_mpi.io.parquet import pack_paths, unpack_paths
+from smallpond_mpi.io.parquet import moved_path, pack_paths, unpack_paths
 from smallpond_mpi.io.resolve import absolute, has_magic, resolve
 from smallpond_mpi.logical.dataset.errors import translate
 
@@ -206,6 +206,14 @@ class DataSet:
         DataSet.reset(part, files, None, False)
         part._mark_resolved()
         return part
+
+    def renamed(self: D, files: Sequence[str]) -> D:
+        """The same dataset after its files, in their order, got these paths."""
+        return self._of_files(list(files))
+
+    def moved(self: D, source_dir: str, target_dir: str) -> D:
+        """The same dataset after the directory of its files was renamed."""
+        return self.renamed([moved_path(path, source_dir, target_dir) for path in self.resolved_paths])
 
     def _mark_resolved(self) -> None:
         """Take the paths for files: a name with `[` in it that is already resolved is no pattern."""

@@ -16,6 +16,7 @@ from smallpond_mpi.common import (
     OutOfMemory,
     SchemaMismatch,
     SmallpondError,
+    TaskFailed,
 )
 from smallpond_mpi.io.parquet import translate_arrow
 
@@ -50,6 +51,8 @@ def translate(error: Exception, query: str = "", datasets: "Sequence[DataSet]" =
     text = str(error).strip()
     if isinstance(error, (duckdb.OutOfMemoryException, pa.ArrowMemoryError, MemoryError)):
         return OutOfMemory(text)
+    if "Python exception occurred while executing the UDF" in text:
+        return TaskFailed(text)
     kind = next((kind for pattern, kind in MEANINGS if pattern.search(text)), None)
     if kind is InputNotFound or isinstance(error, (duckdb.IOException, FileNotFoundError)):
         missing = _missing_file(datasets)

@@ -225,9 +225,13 @@ class ParquetDataSet(DataSet):
         """Size on disk of each file whose writer told it: what must still be there for this dataset to be good."""
         return {item.path: item.file_bytes for item in self._ranges_as_known() if item.is_promised}
 
-    def moved(self, source_dir: str, target_dir: str) -> "ParquetDataSet":
-        """The same rows after the directory of their files was renamed."""
-        ranges = [replace(item, path=moved_path(item.path, source_dir, target_dir)) for item in self._ranges_as_known()]
+    @property
+    def is_of_whole_files(self) -> bool:
+        """Whether all rows of all its files are meant. Opens nothing."""
+        return all(item.is_whole_file for item in self._ranges_as_known())
+
+    def renamed(self: P, files: Sequence[str]) -> P:
+        ranges = [replace(item, path=path) for item, path in zip(self._ranges_as_known(), files, strict=True)]
         return self._with_ranges(ranges)
 
     def sql_query_fragment(
