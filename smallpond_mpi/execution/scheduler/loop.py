@@ -15,6 +15,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import assert_never
 
 from smallpond_mpi.common import BadInput, CannotPickle, JobFailed
@@ -110,7 +111,7 @@ class SchedulerLoop:
         self._blobs_sent: dict[Rank, set[bytes]] = {}
         self._ended: dict[TaskRuntimeId, Ended] = {}
         self._failures: dict[int, list[Failure]] = {}
-        self._checkpoints: dict[int, bytes] = {}
+        self._checkpoints: dict[TaskId, bytes] = {}
         self._finished: FinishJob | None = None
         self._last_poll = clock()
         self._last_news = 0.0
@@ -250,7 +251,7 @@ class SchedulerLoop:
         self._capacities[rank] = joined.capacity
         self._hosts[rank] = joined.host
         self._blobs_sent[rank] = set()
-        self._say(rank, self._welcome)
+        self._say(rank, replace(self._welcome, log_path=self._ctx.paths.rank_log(rank)))
         self._handle(events.RankJoined(rank, joined.host, joined.capacity))
         self._observer.rank_joined(rank, joined.host, joined.capacity)
 

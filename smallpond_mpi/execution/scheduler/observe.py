@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TextIO
 
 from smallpond_mpi.execution.model import Capacity, Failure, Rank, TaskRuntimeId
 from smallpond_mpi.execution.protocol import Ended
@@ -23,6 +24,13 @@ class Observer:
     """Keeps what is shown. Times are seconds of the loop's clock."""
 
     stages: dict[tuple[int, str], Stage] = field(default_factory=dict)
+
+    @classmethod
+    def for_terminal(cls, style: str, job_id: str, stream: TextIO) -> "Observer":
+        """An observer that shows a job's progress on a stream."""
+        return cls()
+
+    def close(self, failure: str | None) -> None: ...
 
     def rank_joined(self, rank: Rank, host: str, capacity: Capacity) -> None: ...
 

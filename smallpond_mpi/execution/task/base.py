@@ -27,11 +27,12 @@ from smallpond_mpi.common import (
     clamp_row_group_size,
 )
 from smallpond_mpi.execution.context import RuntimeContext
-from smallpond_mpi.execution.model import TaskRuntimeId
+from smallpond_mpi.execution.model import TaskRuntimeId, WorkStatus
 from smallpond_mpi.execution.task.deps import DependantKeys, Dependencies
 from smallpond_mpi.execution.task.metrics import AttemptMetrics
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.execution.workqueue import WorkItem
+from smallpond_mpi.faults import fault_point
 
 if TYPE_CHECKING:
     import numpy as np
@@ -217,16 +218,26 @@ class Task(WorkItem):
     def temp_output(self, temp_output: bool) -> None:
         if temp_output:
             raise InvalidArgument(f"{self.key}: temp_output can only be set to False")
-        if self._temp_output:
-            self._temp_output = False
-            if not self.self_contained_output and "_deps" in self.__dict__:
-                for dep in self._deps.tasks:
-                    dep.temp_output = False
+        stack = [self]
+        while stack:  # not by recursion: thousands of views may stand on each other
+            task = stack.pop()
+            if task._temp_output:
+                task._temp_output = False
+                if not task.self_contained_output and "_deps" in task.__dict__:
+                    stack.extend(dep for dep in task._deps.tasks if dep._temp_output)
 
     @property
     def allow_speculative_exec(self) -> bool:
         """Whether a twin of a slow attempt may be started."""
         return True
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it succeeded, in this run or in an earlier one that was taken up."""
+        return self.status is WorkStatus.SUCCEED
+
+    def check_before_run(self) -> None:
+        """Raise what can be known to be wrong before anything of the plan runs. Called on rank 0."""
 
     @property
     def runs_here(self) -> bool:
@@ -319,7 +330,9 @@ class Task(WorkItem):
         if self._has_written:
             runtime, final = self.runtime_output_abspath, self.final_output_abspath
             if runtime != final and os.path.isdir(runtime):
-                commit_directory(runtime, final, self.dataset)
+                commit_directory(runtime, final)
+                if self.dataset is not None:
+                    self.dataset = self.dataset.moved(runtime, final)
             self._output_files = [(path, os.path.getsize(path)) for path in files_below(final)]
         self._metrics.finish(self)
 
@@ -545,10 +558,9 @@ def files_below(directory: str) -> list[str]:
     return sorted(os.path.join(parent, name) for parent, _, names in os.walk(directory) for name in names)
 
 
-def commit_directory(runtime: str, final: str, dataset: "DataSet | None") -> None:
-    """Make a running attempt's directory the final one in one step; `dataset` then names its files in the new place."""
-    if dataset is not None:
-        dataset.move(runtime, final)
+def commit_directory(runtime: str, final: str) -> None:
+    """Make a running attempt's directory the final one in one step."""
+    fault_point("commit.start")
     os.makedirs(os.path.dirname(final), exist_ok=True)
     try:
         os.rename(runtime, final)
@@ -558,6 +570,7 @@ def commit_directory(runtime: str, final: str, dataset: "DataSet | None") -> Non
             raise
         shutil.rmtree(final)
         os.rename(runtime, final)
+    fault_point("commit.renamed")
 
 
 def _at_least(name: str, value: Any, minimum: int) -> Any:

@@ -1,12 +1,15 @@
 """Parquet output of tasks, and what is known of inputs: every file tells where it comes from, and what is in it travels with the dataset."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from smallpond_mpi.common import DEFAULT_ROW_GROUP_SIZE
 from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin, struct_literal
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.io.arrow import dump_to_parquet_files
@@ -15,8 +18,6 @@ from smallpond_mpi.logical.dataset import ParquetDataSet
 from smallpond_mpi.logical.dataset.quoting import quote_text
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from smallpond_mpi.execution.task.base import Task
     from smallpond_mpi.logical.dataset import DataSet
 
@@ -91,6 +92,33 @@ def write_table(task: "Task", table: "pa.Table", **options: Any) -> list[FileFac
         max_workers=task.cpu_limit,
         **options,
     )
+
+
+def copy_dataset(task: "Task", dataset: "DataSet", filename: str) -> ParquetDataSet:
+    """The rows of any dataset as one file of the running attempt, batch by batch."""
+    reader = dataset.to_batch_reader()
+    schema = reader.schema.with_metadata({**(reader.schema.metadata or {}), **task.parquet_kv_metadata_bytes()})
+    path = os.path.join(task.runtime_output_abspath, filename)
+    with pq.ParquetWriter(path, schema, compression="ZSTD", compression_level=3) as writer:
+        for table in tables_of(reader, DEFAULT_ROW_GROUP_SIZE):
+            writer.write_table(table.cast(schema), row_group_size=DEFAULT_ROW_GROUP_SIZE)
+    return written_dataset(task, [replace(read_footer(path).facts, file_bytes=os.path.getsize(path))])
+
+
+def tables_of(reader: "pa.RecordBatchReader", num_rows: int) -> "Iterator[pa.Table]":
+    """The rows of a reader as tables of `num_rows` rows, the last one shorter: row groups don't follow the borders of batches."""
+    held: list[pa.RecordBatch] = []
+    count = 0
+    for batch in reader:
+        held.append(batch)
+        count += batch.num_rows
+        while count >= num_rows:
+            table = pa.Table.from_batches(held, reader.schema)
+            yield table.slice(0, num_rows)
+            held = table.slice(num_rows).to_batches()
+            count -= num_rows
+    if count:
+        yield pa.Table.from_batches(held, reader.schema)
 
 
 def parquet_options(task: "Task") -> dict[str, Any]:

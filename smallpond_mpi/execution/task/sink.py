@@ -118,10 +118,8 @@ class DataSinkTask(Task):
         self.add_elapsed_time()
         from smallpond_mpi.logical.dataset import DataSet
 
-        collected = [DataSet.of_one_kind(self.input_datasets)] if not self.publishes else self.input_datasets
         with ThreadPoolExecutor(max(1, min(MAX_COPY_THREADS, self.cpu_limit * 2))) as pool:
-            datasets = [self._collect(dataset, index, pool) for index, dataset in enumerate(collected)]
-        self.dataset = DataSet.of_one_kind(datasets)
+            self.dataset = DataSet.merge(self.collect_output_files(pool))
         if self.publishes:
             self._publish(self.dataset)
         self._output_files = (
@@ -138,7 +136,7 @@ class DataSinkTask(Task):
 
     def _collect(self, dataset: "DataSet", index: int, pool: ThreadPoolExecutor) -> "DataSet":
         """The dataset as whole files that may be moved: its own (manifest), links, copies, or written out."""
-        if not dataset.consists_of_whole_files:
+        if not _is_of_whole_files(dataset):
             return self._write_out(dataset, index)
         staging = os.path.dirname(self.runtime_output_abspath) + os.sep
         sources = dataset.absolute_paths
@@ -146,19 +144,12 @@ class DataSinkTask(Task):
             return dataset
         targets = [os.path.join(self.runtime_output_abspath, name) for name in distinct_names(sources)]
         list(pool.map(self._place, sources, targets))
-        return dataset.with_files(targets)
+        return dataset.renamed(targets)
 
     def _write_out(self, dataset: "DataSet", index: int) -> "DataSet":
-        from smallpond_mpi.logical.dataset.parquet import write_dataset
+        from smallpond_mpi.execution.task.output import copy_dataset
 
-        suffix = f"-{index}" if index else ""
-        return write_dataset(
-            dataset,
-            self.runtime_output_abspath,
-            f"{self.output_filename}{suffix}",
-            self.parquet_kv_metadata_bytes(),
-            max_workers=self.cpu_limit,
-        )
+        return copy_dataset(self, dataset, f"{self.output_filename}-{index}.parquet")
 
     def _place(self, source: str, target: str) -> None:
         with contextlib.suppress(FileNotFoundError):  # left by an attempt of the same name: a replay by hand
@@ -198,7 +189,7 @@ class DataSinkTask(Task):
             self._publish_files(stage, placed)
         fault_point("publish.done")
         if self.type != "manifest":
-            self.dataset = dataset.with_files(final)
+            self.dataset = dataset.renamed(final)
 
     def _publish_directory(self, stage: str) -> bool:
         """One rename, if there is nothing at the output path."""
@@ -227,6 +218,15 @@ class DataSinkTask(Task):
             if os.path.dirname(path) == self.output_path:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
+
+
+def _is_of_whole_files(dataset: "DataSet") -> bool:
+    """Whether the files of a dataset are its rows: not a part of a file's rows or columns."""
+    from smallpond_mpi.logical.dataset import ParquetDataSet
+
+    if not isinstance(dataset, ParquetDataSet):
+        return True
+    return dataset.columns is None and dataset.generated_columns is None and dataset.is_of_whole_files
 
 
 def distinct_names(paths: Sequence[str]) -> list[str]:

@@ -1,0 +1,288 @@
+"""DataFrame: a lazy table, cut into partitions. Each operation makes a node of the logical plan; `compute` and what needs rows run it."""
+
+import os
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from smallpond_mpi.common import DATA_PARTITION_COLUMN_NAME, DEFAULT_BATCH_SIZE, InvalidArgument
+from smallpond_mpi.logical.dataset import (
+    ArrowTableDataSet,
+    CsvDataSet,
+    DataSet,
+    JsonDataSet,
+    PandasDataSet,
+    ParquetDataSet,
+)
+from smallpond_mpi.logical.node import (
+    ArrowBatchNode,
+    ArrowComputeNode,
+    ConsolidateNode,
+    DataSinkNode,
+    DataSourceNode,
+    EvenlyDistributedPartitionNode,
+    HashPartitionNode,
+    LimitNode,
+    Node,
+    ProjectionNode,
+    SqlEngineNode,
+    UnionNode,
+)
+from smallpond_mpi.rows import ExplodeRows, FilterRows, MapBatches, MapRows, ShuffleRows
+from smallpond_mpi.session import SessionBase
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as arrow
+
+Row = dict[str, Any]
+
+
+class Session(SessionBase):
+    """A job: makes DataFrames and runs them. `smallpond_mpi.init()` gives one."""
+
+    def read_csv(self, paths: str | list[str], schema: dict[str, str], delim: str = ",") -> "DataFrame":
+        """CSV files; `schema` gives the DuckDB type of each column, in order."""
+        return self._source(CsvDataSet(_absolute(paths), schema, delim))
+
+    def read_parquet(
+        self,
+        paths: str | list[str],
+        recursive: bool = False,
+        columns: list[str] | None = None,
+        union_by_name: bool = False,
+    ) -> "DataFrame":
+        """Parquet files, patterns or directories; `union_by_name` lets files have different columns."""
+        return self._source(
+            ParquetDataSet(_absolute(paths), recursive=recursive, columns=columns, union_by_name=union_by_name)
+        )
+
+    def read_json(self, paths: str | list[str], schema: dict[str, str]) -> "DataFrame":
+        """Newline-delimited JSON files; `schema` gives the DuckDB type of each column."""
+        return self._source(JsonDataSet(_absolute(paths), schema))
+
+    def from_items(self, items: list[Any]) -> "DataFrame":
+        """Rows from a list: dicts are rows, anything else becomes the column `item`."""
+        import pyarrow as arrow
+
+        rows = [item if isinstance(item, dict) else {"item": item} for item in items]
+        return self.from_arrow(arrow.Table.from_pylist(rows))
+
+    def from_pandas(self, df: "pd.DataFrame") -> "DataFrame":
+        """A frame in memory."""
+        return self._source(PandasDataSet(df))
+
+    def from_arrow(self, table: "arrow.Table") -> "DataFrame":
+        """A table in memory."""
+        return self._source(ArrowTableDataSet(table))
+
+    def partial_sql(self, query: str, *inputs: "DataFrame", **kwargs: Any) -> "DataFrame":
+        """Run a query on each partition: `{0}`, `{1}`, … are the inputs, paired by partition. Settings as SqlEngineNode."""
+        return DataFrame(self, SqlEngineNode(self._ctx, tuple(one.plan for one in inputs), query, **kwargs))
+
+    def wait(self, *dfs: "DataFrame") -> None:
+        """Compute all of them, side by side."""
+        self._run([df.plan for df in dfs])
+
+    def _source(self, dataset: DataSet) -> "DataFrame":
+        return DataFrame(self, DataSourceNode(self._ctx, dataset))
+
+
+class DataFrame:
+    """A table, lazily: partitions of it are computed when rows are asked for, once a session."""
+
+    def __init__(self, session: Session, plan: Node, recompute: bool = False) -> None:
+        self.session = session
+        self.plan = plan
+        if recompute:
+            session._forget(plan)
+
+    def __repr__(self) -> str:
+        state = "computed" if self.is_computed() else "not computed"
+        return f"DataFrame({type(self.plan).__name__} of {self.plan.location}, {self.plan.num_partitions} partitions, {state})"
+
+    def is_computed(self) -> bool:
+        """Whether the rows are there already."""
+        return self.session._is_computed(self.plan)
+
+    def compute(self) -> None:
+        """Bring the rows into being; nothing happens if they are there."""
+        self._datasets()
+
+    def recompute(self) -> "DataFrame":
+        """Forget the rows: what needs them computes them again."""
+        self.session._forget(self.plan)
+        return self
+
+    # operations
+
+    def repartition(
+        self,
+        npartitions: int,
+        hash_by: str | list[str] | None = None,
+        by: str | None = None,
+        by_rows: bool = False,
+        **kwargs: Any,
+    ) -> "DataFrame":
+        """Cut into `npartitions` partitions: by whole files (default), by rows, by hash of columns, or by an SQL expression.
+
+        Args:
+            hash_by: columns; rows with equal values end up in one partition.
+            by: an SQL expression that gives each row's partition, 0 to npartitions - 1.
+            by_rows: as many rows in each partition, give or take one.
+
+        Raises:
+            InvalidArgument: more than one way is given, or npartitions is out of range.
+        """
+        if sum((hash_by is not None, by is not None, by_rows)) > 1:
+            raise InvalidArgument("repartition takes one of hash_by, by and by_rows")
+        if hash_by is not None:
+            columns = [hash_by] if isinstance(hash_by, str) else list(hash_by)
+            kwargs.setdefault("drop_partition_column", True)
+            return self._then(HashPartitionNode, npartitions=npartitions, hash_columns=columns, **kwargs)
+        if by is not None:
+            numbered = SqlEngineNode(
+                self._ctx, (self.plan,), f'select *, ({by}) as "{DATA_PARTITION_COLUMN_NAME}" from {{0}}'
+            )
+            kwargs.setdefault("drop_partition_column", True)
+            node = HashPartitionNode(
+                self._ctx,
+                (numbered,),
+                npartitions,
+                data_partition_column=DATA_PARTITION_COLUMN_NAME,
+                shuffle_only=True,
+                **kwargs,
+            )
+            return DataFrame(self.session, node)
+        return self._then(EvenlyDistributedPartitionNode, npartitions=npartitions, partition_by_rows=by_rows, **kwargs)
+
+    def random_shuffle(self, **kwargs: Any) -> "DataFrame":
+        """Put the rows into random order, across all partitions. The job's random_seed decides which."""
+        kwargs.setdefault("drop_partition_column", True)
+        scattered = HashPartitionNode(
+            self._ctx, (self.plan,), max(1, self.plan.num_partitions), random_shuffle=True, **kwargs
+        )
+        return DataFrame(self.session, ArrowComputeNode(self._ctx, (scattered,), process_func=ShuffleRows()))
+
+    def partial_sort(self, by: str | list[str], **kwargs: Any) -> "DataFrame":
+        """Sort each partition by SQL expressions, e.g. `["a", "b desc"]`."""
+        keys = ", ".join([by] if isinstance(by, str) else by)
+        return self._sql(f"select * from {{0}} order by {keys}", **kwargs)
+
+    def filter(self, sql_or_func: str | Callable[[Row], bool], **kwargs: Any) -> "DataFrame":
+        """Keep the rows for which an SQL condition, or a function of a row, is true."""
+        if isinstance(sql_or_func, str):
+            return self._sql(f"select * from {{0}} where ({sql_or_func})", **kwargs)
+        return self._then(ArrowComputeNode, process_func=FilterRows(_callable(sql_or_func)), **kwargs)
+
+    def map(
+        self, sql_or_func: str | Callable[[Row], Row], *, schema: "arrow.Schema | None" = None, **kwargs: Any
+    ) -> "DataFrame":
+        """Make a row of each: by SQL expressions (what stands after `select`), or by a function from dict to dict.
+
+        Args:
+            schema: of what the function returns; without it the types follow from the values.
+        """
+        if isinstance(sql_or_func, str):
+            return self._sql(f"select {sql_or_func} from {{0}}", **kwargs)
+        return self._then(ArrowComputeNode, process_func=MapRows(_callable(sql_or_func), schema), **kwargs)
+
+    def flat_map(
+        self, sql_or_func: str | Callable[[Row], list[Row]], *, schema: "arrow.Schema | None" = None, **kwargs: Any
+    ) -> "DataFrame":
+        """Make any number of rows of each: by SQL expressions such as `unnest(...)`, or by a function from dict to a list of dicts."""
+        if isinstance(sql_or_func, str):
+            return self._sql(f"select {sql_or_func} from {{0}}", **kwargs)
+        return self._then(ArrowComputeNode, process_func=ExplodeRows(_callable(sql_or_func), schema), **kwargs)
+
+    def map_batches(
+        self, func: "Callable[[arrow.Table], arrow.Table]", *, batch_size: int = DEFAULT_BATCH_SIZE, **kwargs: Any
+    ) -> "DataFrame":
+        """Make a table of each batch of exactly `batch_size` rows (the last of a partition may be shorter)."""
+        if batch_size < 1:
+            raise InvalidArgument(f"batch_size must be at least 1, not {batch_size}")
+        return self._then(
+            ArrowBatchNode, process_func=MapBatches(_callable(func)), streaming_batch_size=batch_size, **kwargs
+        )
+
+    def limit(self, limit: int) -> "DataFrame":
+        """The first `limit` rows, in one partition."""
+        return DataFrame(self.session, LimitNode(self._ctx, self.plan, limit))
+
+    # results
+
+    def write_parquet(self, path: str) -> None:
+        """Write Parquet files into a directory, which appears whole or not at all.
+
+        Raises:
+            OutputExists: files of others are there.
+        """
+        self.write_parquet_lazy(path).compute()
+
+    def write_parquet_lazy(self, path: str) -> "DataFrame":
+        """As write_parquet, when the returned DataFrame is computed (or waited for)."""
+        files = self if _is_parquet(self.plan) else self._sql("select * from {0}")
+        return files._then(DataSinkNode, output_path=os.path.abspath(os.path.expanduser(path)), type="link_or_copy")
+
+    def count(self) -> int:
+        """Number of rows."""
+        return sum(dataset.num_rows for dataset in self._datasets())
+
+    def take(self, limit: int) -> list[Row]:
+        """The first `limit` rows."""
+        few = self if self._rows_in_memory() is not None else self.limit(limit)
+        return list(few.to_arrow().slice(0, limit).to_pylist())  # type: ignore[no-any-return]
+
+    def take_all(self) -> list[Row]:
+        """All rows."""
+        return list(self.to_arrow().to_pylist())
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """All rows as a pandas frame."""
+        return self.to_arrow().to_pandas()
+
+    def to_arrow(self) -> "arrow.Table":
+        """All rows as an Arrow table, in partition order."""
+        in_memory = self._rows_in_memory()
+        return in_memory if in_memory is not None else DataSet.merge(self._datasets()).to_arrow_table()
+
+    def _rows_in_memory(self) -> "arrow.Table | None":
+        """The table this DataFrame was made from, if nothing was done to it."""
+        dataset = self.plan.dataset if isinstance(self.plan, DataSourceNode) else None
+        return dataset.to_arrow_table() if isinstance(dataset, (ArrowTableDataSet, PandasDataSet)) else None
+
+    # inside
+
+    @property
+    def _ctx(self) -> Any:
+        return self.session._ctx
+
+    def _datasets(self) -> list[DataSet]:
+        return self.session._run([self.plan])[0]
+
+    def _sql(self, query: str, **kwargs: Any) -> "DataFrame":
+        return self._then(SqlEngineNode, sql_query=query, **kwargs)
+
+    def _then(self, kind: Callable[..., Node], **kwargs: Any) -> "DataFrame":
+        return DataFrame(self.session, kind(self._ctx, (self.plan,), **kwargs))
+
+
+def _is_parquet(plan: Node) -> bool:
+    """Whether a node's output files are Parquet: all are, but for CSV and JSON sources and what only regroups their files."""
+    if isinstance(plan, DataSourceNode):
+        return not isinstance(plan.dataset, (CsvDataSet, JsonDataSet))
+    if isinstance(plan, (EvenlyDistributedPartitionNode, ConsolidateNode, ProjectionNode, UnionNode)):
+        return all(map(_is_parquet, plan.input_deps))
+    return True
+
+
+def _absolute(paths: str | Iterable[str]) -> list[str]:
+    """Paths of the script's working directory; ranks may have another. `protocol://` paths stay."""
+    given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    found = [os.fspath(path) for path in given]
+    return [path if "://" in path else os.path.abspath(os.path.expanduser(path)) for path in found]
+
+
+def _callable(func: Any) -> Any:
+    if not callable(func):
+        raise InvalidArgument(f"a function or an SQL expression is needed, not {func!r}")
+    return func

@@ -1,0 +1,97 @@
+"""How a process finds its place: rank, transport, capacity, fork server; and what it does with it if it isn't rank 0.
+
+A worker's own process imports neither DuckDB nor Arrow nor the user's modules: only its children run tasks.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from smallpond_mpi.execution.executor.loop import ExecutorLoop
+from smallpond_mpi.execution.executor.sandbox import ForkServer
+from smallpond_mpi.execution.model import SCHEDULER_RANK, Capacity, Rank
+
+SPIN_SECS = 0.001
+BUSY_SECS = 0.001
+REST_SECS = 0.010
+REST_AFTER_SECS = 1.0
+FINALIZE_SECS = 10.0
+
+
+@dataclass
+class Place:
+    """Where this process stands in the job. `transport` is None without MPI."""
+
+    rank: Rank
+    size: int
+    host: str
+    capacity: Capacity
+    server: ForkServer
+    transport: Any
+
+    def serve(self) -> NoReturn:
+        """Run tasks for rank 0 until it says that the session is over, then leave the process."""
+        executor = ExecutorLoop(
+            self.transport,
+            rank=self.rank,
+            peer=SCHEDULER_RANK,
+            capacity=self.capacity,
+            host=self.host,
+            server=self.server,
+            watched_parent=os.getppid(),
+        )
+        try:
+            last_news = time.monotonic()
+            while not executor.finished:
+                idle = time.monotonic() - last_news
+                wait = 0.0 if idle < SPIN_SECS else BUSY_SECS if idle < REST_AFTER_SECS else REST_SECS
+                if executor.step(wait):
+                    last_news = time.monotonic()
+                elif wait == 0.0:
+                    os.sched_yield()
+        finally:
+            executor.close()
+        _flush()
+        if executor.reason:
+            sys.stderr.write(f"smallpond_mpi: rank {self.rank} on {self.host} leaves: {executor.reason}\n")
+            self.transport.abort(1)
+        self.transport.finalize(FINALIZE_SECS)
+        os._exit(0)
+
+    def leave(self, failed: bool = False) -> None:
+        """Rank 0's way out: its children go, MPI is finalized (or, after a failure before the engine ran, aborted)."""
+        self.server.close(1.0)
+        if self.transport is None:
+            return
+        _flush()
+        if failed:
+            sys.excepthook(*sys.exc_info())
+            _flush()
+            self.transport.abort(1)
+        self.transport.finalize(FINALIZE_SECS)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+
+
+def arrive(env: Mapping[str, str]) -> Place:
+    """Start what this process needs, in the order that MPI dictates, and find out where it stands."""
+    server = ForkServer(env)
+    import socket
+
+    import psutil
+
+    cpus = tuple(sorted(os.sched_getaffinity(0)))
+    return Place(
+        SCHEDULER_RANK,
+        1,
+        socket.gethostname(),
+        Capacity(cpus, psutil.virtual_memory().total, (), (None,) * len(cpus)),
+        server,
+        None,
+    )
