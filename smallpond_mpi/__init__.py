@@ -62,8 +62,5 @@ def init(
         "remove_output_root": _remove_output_root,
         **kwargs,
     }
-    return open_session(
-        lambda config, place: __getattr__("Session")(config=config, place=place),
-        resolve(arguments, os.environ),
-        os.environ,
-    )  # type: ignore[no-any-return]
+    session: Session = open_session(__getattr__("Session"), resolve(arguments, os.environ), os.environ)
+    return session

@@ -4,6 +4,7 @@ A worker's own process imports neither DuckDB nor Arrow nor the user's modules: 
 """
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ from typing import Any, NoReturn
 from smallpond_mpi.execution.executor.loop import ExecutorLoop
 from smallpond_mpi.execution.executor.sandbox import ForkServer
 from smallpond_mpi.execution.model import SCHEDULER_RANK, Capacity, Rank
+from smallpond_mpi.platform import discover
+from smallpond_mpi.platform.binding import launched_by_mpi
 
 SPIN_SECS = 0.001
 BUSY_SECS = 0.001
@@ -80,18 +83,23 @@ def _flush() -> None:
 
 
 def arrive(env: Mapping[str, str]) -> Place:
-    """Start what this process needs, in the order that MPI dictates, and find out where it stands."""
+    """Start what this process needs, in the order that MPI dictates, and find out where it stands.
+
+    Without any launcher's variable MPI is never touched: a machine that has no MPI library runs the script all the same.
+
+    Raises:
+        SmallpondError: the launcher started several processes, but they don't see each other.
+    """
     server = ForkServer(env)
-    import socket
+    try:
+        if launched_by_mpi(env):
+            from smallpond_mpi.execution.transport.mpi import start  # a machine without MPI must get by without it
 
-    import psutil
-
-    cpus = tuple(sorted(os.sched_getaffinity(0)))
-    return Place(
-        SCHEDULER_RANK,
-        1,
-        socket.gethostname(),
-        Capacity(cpus, psutil.virtual_memory().total, (), (None,) * len(cpus)),
-        server,
-        None,
-    )
+            transport, world = start(env)
+            return Place(world.rank, world.size, world.host, world.capacity, server, transport)
+        me, gpus = discover.local_rank(SCHEDULER_RANK, env)
+        capacity = discover.capacity(SCHEDULER_RANK, (me,), gpus, world_size=1)
+        return Place(SCHEDULER_RANK, 1, socket.gethostname(), capacity, server, None)
+    except BaseException:
+        server.close(1.0)
+        raise

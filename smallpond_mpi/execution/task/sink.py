@@ -128,6 +128,10 @@ class DataSinkTask(Task):
         self.add_elapsed_time("output dump time (secs)")
         return True
 
+    def check_before_run(self) -> None:
+        if self.publishes:
+            check_no_foreign_files(self.output_path, str(self.ctx.job_id), self.manifest_filename)
+
     # collecting
 
     def collect_output_files(self, pool: ThreadPoolExecutor) -> "list[DataSet]":
