@@ -297,6 +297,11 @@ class SchedulerCore:
         return self._board.n_twins
 
     @property
+    def n_running_attempts(self) -> int:
+        """Attempts that ranks have been told to start and have not said to be over, stopped ones included."""
+        return sum(1 for task in self._board.live for _ in self._board.attempts(task))
+
+    @property
     def n_unfinished(self) -> int:
         """Tasks submitted that have not come to an end."""
         return self._board.n_unfinished

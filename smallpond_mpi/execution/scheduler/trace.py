@@ -33,9 +33,9 @@ def from_line(line: str) -> tuple[events.Event, float]:
 
 
 def read(lines: Iterable[str]) -> Iterator[tuple[events.Event, float]]:
-    """The events of a trace. A last line that a crash has cut off is left out."""
+    """The events of a trace. A last line that a crash has cut off (it has no end) is left out."""
     for line in lines:
-        if line.endswith("}") or line.endswith("}\n"):
+        if line.endswith("\n"):
             yield from_line(line)
 
 
