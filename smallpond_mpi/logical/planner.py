@@ -14,11 +14,6 @@ from smallpond_mpi.execution.task.deps import Dependencies
 from smallpond_mpi.execution.task.partition_info import TOPLEVEL, PartitionInfo
 from smallpond_mpi.logical.node.base import Node, topological
 from smallpond_mpi.logical.node.compute import ArrowComputeNode, ArrowStreamNode, PythonScriptNode
-from smallpond_mpi.logical.node.partition import PartitionNode
-from smallpond_mpi.logical.node.plan import LogicalPlan, LogicalPlanVisitor
-from smallpond_mpi.logical.node.reshape import ConsolidateNode, ProjectionNode, UnionNode
-from smallpond_mpi.logical.node.source_sink import DataSinkNode, DataSourceNode, RootNode
-from smallpond_mpi.logical.node.sql import LimitNode, SqlEngineNode
 from smallpond_mpi.logical.node.pairing import (
     CannotPair,
     Cell,
@@ -29,6 +24,11 @@ from smallpond_mpi.logical.node.pairing import (
     merged_cells,
     paired,
 )
+from smallpond_mpi.logical.node.partition import PartitionNode
+from smallpond_mpi.logical.node.plan import LogicalPlan, LogicalPlanVisitor
+from smallpond_mpi.logical.node.reshape import ConsolidateNode, ProjectionNode, UnionNode
+from smallpond_mpi.logical.node.source_sink import DataSinkNode, DataSourceNode, RootNode
+from smallpond_mpi.logical.node.sql import LimitNode, SqlEngineNode
 
 if TYPE_CHECKING:
     from smallpond_mpi.execution.context import RuntimeContext

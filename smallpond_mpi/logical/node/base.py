@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from smallpond_mpi.common import InvalidArgument
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from smallpond_mpi.execution.context import RuntimeContext
     from smallpond_mpi.execution.task.base import Task
     from smallpond_mpi.execution.task.partition_info import PartitionInfo
-    from smallpond_mpi.logical.udf import UDFContext, UDFType
+    from smallpond_mpi.logical.udf import UDFAnyParameters, UDFContext, UDFTypeLike
 
 CPUS_PER_GPU = 8
 OUTPUT_NAME = re.compile(r"[a-zA-Z0-9_]+")
@@ -63,8 +64,8 @@ class Context:
         self,
         name: str,
         func: Callable[..., Any],
-        params: "list[UDFType] | None",
-        return_type: "UDFType | None",
+        params: "Sequence[UDFTypeLike] | UDFAnyParameters | None",
+        return_type: "UDFTypeLike | None",
         use_arrow_type: bool = False,
     ) -> str:
         """Let SQL nodes that list `name` among their udfs call `func`; with `use_arrow_type` it works on Arrow arrays."""
@@ -136,7 +137,7 @@ class Node:
         gpu_limit: float = 0,
         memory_limit: int | None = None,
     ) -> None:
-        self.location = user_location()
+        self.location = user_location(self)
         self.ctx = ctx
         self.input_deps: tuple[Node, ...] = self._checked_inputs(input_deps)
         if output_name is not None and not (isinstance(output_name, str) and OUTPUT_NAME.fullmatch(output_name)):
@@ -215,6 +216,14 @@ class Node:
         """The task that computes one partition."""
         raise NotImplementedError(f"{type(self).__name__} does not define create_task()")
 
+    def with_inputs(self, inputs: "tuple[Node, ...]") -> "Node":
+        """This node on other inputs: the same id, location and metrics, so that it stands for this one."""
+        version = object.__new__(type(self))
+        version.__dict__.update(self.__dict__)
+        version.__dict__.pop("_process_func", None)  # bound to this one
+        version.input_deps = inputs
+        return version
+
     # what its tasks measured
 
     def add_perf_metrics(self, name: str, value: list[float] | float) -> None:
@@ -227,12 +236,19 @@ class Node:
         return PerfStats.of(values) if values else None
 
 
-def user_location() -> str:
-    """`file:line` of the innermost call from outside this package (from the very top if there is none)."""
+def user_location(made: object) -> str:
+    """`file:line` where `made` is made: of the innermost call from outside this package and outside its own constructors."""
     frame = sys._getframe(1)
-    while frame.f_code.co_filename.startswith(PACKAGE_DIR) and frame.f_back is not None:
+    while frame.f_back is not None and (
+        frame.f_code.co_filename.startswith(PACKAGE_DIR) or _is_constructor_of(made, frame)
+    ):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _is_constructor_of(made: object, frame: FrameType) -> bool:
+    code = frame.f_code
+    return code.co_name == "__init__" and frame.f_locals.get(next(iter(code.co_varnames), "")) is made
 
 
 def topological(roots: Iterable[Node], known: Callable[[Node], bool] = lambda node: False) -> list[Node]:

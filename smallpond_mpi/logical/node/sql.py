@@ -103,19 +103,32 @@ class SqlEngineNode(Node):
     def _resolved_udfs(
         self, udfs: Any, extension_paths: list[str] | None, udf_module_paths: list[str] | None
     ) -> "list[UDFContext]":
-        names = [udf for udf in udfs or () if isinstance(udf, str)]
-        for name in names:
-            if name not in self.ctx.udfs:
-                known = ", ".join(self.ctx.udfs) or "none"
-                raise self.invalid(f"there is no function {name!r} in the context (known: {known})")
-        made = [udf for udf in udfs or () if not isinstance(udf, str)]
-        for udf in made:
-            if not hasattr(udf, "func"):
-                raise self.invalid(f"udfs must be names or functions made by @udf, not {udf!r}")
-            names.append(self.ctx.create_function(udf.name, udf.func, udf.params, udf.return_type, udf.use_arrow_type))
-        names += [self.ctx.create_duckdb_extension(path) for path in extension_paths or ()]
-        names += [self.ctx.create_external_module(path) for path in udf_module_paths or ()]
-        return [self.ctx.udfs[name] for name in dict.fromkeys(names)]
+        found = [self._known_udf(udf) if isinstance(udf, str) else self._made_udf(udf) for udf in udfs or ()]
+        found += [self.ctx.udfs[self.ctx.create_duckdb_extension(path)] for path in extension_paths or ()]
+        found += [self.ctx.udfs[self.ctx.create_external_module(path)] for path in udf_module_paths or ()]
+        by_name = {udf.name: udf for udf in found}
+        for udf in found:
+            if by_name[udf.name] is not udf:
+                raise self.invalid(f"two different functions are called {udf.name!r}")
+        return list(by_name.values())
+
+    def _known_udf(self, name: str) -> "UDFContext":
+        if name not in self.ctx.udfs:
+            known = ", ".join(self.ctx.udfs) or "none"
+            raise self.invalid(f"there is no function {name!r} in the context (known: {known})")
+        return self.ctx.udfs[name]
+
+    def _made_udf(self, udf: "UserDefinedFunction") -> "UDFContext":
+        """The context's version of what `@udf` made, the same one for all nodes that list it."""
+        if not hasattr(udf, "func"):
+            raise self.invalid(f"udfs must be names or functions made by @udf, not {udf!r}")
+        known = self.ctx.udfs.get(udf.name)
+        signature = (udf.func, udf.params, udf.return_type, udf.use_arrow_type)
+        if known is None or signature != tuple(
+            getattr(known, name, None) for name in ("func", "params", "return_type", "use_arrow_type")
+        ):
+            self.ctx.create_function(udf.name, *signature)
+        return self.ctx.udfs[udf.name]
 
     @property
     def oneline_query(self) -> str:

@@ -5,7 +5,15 @@ from typing import Any
 
 from smallpond_mpi.execution.task import Task
 from smallpond_mpi.logical.dataset import ParquetDataSet
-from smallpond_mpi.logical.node import Context, DataSourceNode, HashPartitionNode, Node, SqlEngineNode
+from smallpond_mpi.logical.node import (
+    Context,
+    DataSourceNode,
+    EvenlyDistributedPartitionNode,
+    HashPartitionNode,
+    LoadPartitionedDataSetNode,
+    Node,
+    SqlEngineNode,
+)
 
 
 def source(ctx: Context, *paths: str) -> DataSourceNode:
@@ -14,6 +22,16 @@ def source(ctx: Context, *paths: str) -> DataSourceNode:
 
 def hashed(ctx: Context, dep: Node, npartitions: int, **kwargs: Any) -> HashPartitionNode:
     return HashPartitionNode(ctx, (dep,), npartitions, ["k"], **kwargs)
+
+
+def evenly(
+    ctx: Context, dep: Node, npartitions: int, *, extra: tuple[Node, ...] = (), **kwargs: Any
+) -> EvenlyDistributedPartitionNode:
+    return EvenlyDistributedPartitionNode(ctx, (dep, *extra), npartitions, **kwargs)
+
+
+def loaded(ctx: Context, dep: Node, npartitions: int, **kwargs: Any) -> LoadPartitionedDataSetNode:
+    return LoadPartitionedDataSetNode(ctx, (dep,), npartitions, **kwargs)
 
 
 def sql(ctx: Context, *deps: Node, query: str = "SELECT * FROM {0}", **kwargs: Any) -> SqlEngineNode:
