@@ -37,6 +37,7 @@ from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.model import Capacity, Failure, FailureKind, Grant, TaskId, TaskRuntimeId, WorkStatus
 from smallpond_mpi.execution.protocol import RunTask, Welcome
 from smallpond_mpi.execution.task.base import Task
+from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.execution.workqueue import WorkItem, WorkQueue
 
 MAX_INLINE_BYTES = 64 * MB
@@ -86,24 +87,12 @@ class Packed(NamedTuple):
     blobs: tuple[tuple[bytes, bytes], ...]
 
 
-class Header(NamedTuple):
-    """What differs by attempt."""
-
-    retry_count: int
-    fail_count: int
-    rank_resources: tuple[int, int, int]
-    num_tasks_created: int
-    datasets: bytes | str | None  # pickled list, or the path of a file that holds it
-    runtime_state: bytes | None
-
-
-class Payload(NamedTuple):
-    """What a task is, less what its siblings share. `absent` are names that the siblings have and this task has not."""
-
-    own: dict[str, Any]
-    absent: tuple[str, ...]
-    partition_infos: tuple[Any, ...]
-    input_keys: tuple[str, ...]
+# What travels is plain tuples: names of classes in every task would be half of the bytes.
+#
+# header (what differs by attempt): retry_count, fail_count, rank_resources, num_tasks_created, datasets (pickled list, or the path of a
+#     file that holds it, or None), runtime_state (pickled, or None)
+# payload (what a task is, less what its siblings share): own attributes, names that the siblings have and this task has not,
+#     partitions as (index, npartitions, dimension), keys of its inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +148,10 @@ class Packer:
             if name not in _NOT_PAYLOAD and shared.get(name, _MISSING) is not value
         }
         absent = tuple(name for name in shared.keys() - attrs.keys()) if len(shared) + len(own) else ()
-        payload = Payload(own, absent, task.partition_infos, tuple(task._deps))
+        partitions = tuple((info.index, info.npartitions, info.dimension) for info in task.partition_infos)
+        payload = (own, absent, partitions, tuple(task._deps) if task._deps.tasks else ())
         simple = all(type(value) in _SIMPLE for value in own.values())
-        header = Header(
+        header = (
             attempt.retry,
             fail_count,
             (len(capacity.cpus), capacity.memory_bytes, len(capacity.gpus)),
@@ -295,11 +285,12 @@ class Performer:
         return self._state_of(task, before, verdict), verdict
 
     def _make(self, run: RunTask, blobs: Mapping[bytes, bytes]) -> Task:
-        header: Header = pickle.loads(run.header)
+        retry_count, fail_count, rank_resources, num_tasks_created, datasets, runtime_state = pickle.loads(run.header)
         payload = pickle.loads(run.payload)
         if isinstance(payload, str):
             with open(payload, "rb") as file:
                 payload = pickle.load(file)
+        own, absent, partitions, input_keys = payload
         digest = run.blobs[0]
         if digest not in self._siblings:
             self._siblings[digest] = pickle.loads(blobs[digest])
@@ -307,24 +298,24 @@ class Performer:
         task: Task = cls.__new__(cls)
         attrs = task.__dict__
         attrs.update(shared)
-        for name in payload.absent:
+        for name in absent:
             attrs.pop(name, None)
-        attrs.update(payload.own)
-        self._ctx.rank_resources = header.rank_resources
+        attrs.update(own)
+        self._ctx.rank_resources = rank_resources
         task.ctx = self._ctx
         task.id = run.attempt.id
-        task._partition_infos = payload.partition_infos
-        task._input_keys = payload.input_keys
+        task._partition_infos = tuple(PartitionInfo(*one) for one in partitions)
+        task._input_keys = input_keys
         task.sched_epoch = run.attempt.epoch
-        task.retry_count = header.retry_count
-        task.fail_count = header.fail_count
+        task.retry_count = retry_count
+        task.fail_count = fail_count
         task.exec_id = f"{self._host}.{self._rank}"
-        task._num_tasks_created = header.num_tasks_created
+        task._num_tasks_created = num_tasks_created
         self._grant(task, run.grant)
-        if header.datasets is not None:
-            task.input_datasets = _load(header.datasets)
-        if header.runtime_state is not None:
-            task.runtime_state = pickle.loads(header.runtime_state)
+        if datasets is not None:
+            task.input_datasets = _load(datasets)
+        if runtime_state is not None:
+            task.runtime_state = pickle.loads(runtime_state)
         return task
 
     @staticmethod
@@ -346,6 +337,7 @@ class Performer:
                 if name not in _NOT_STATE
                 and (before.get(name, _MISSING) is not value or isinstance(value, (list, dict, set)))
             }
+            state["exec_id"] = task.exec_id
             if failure is not None:
                 state["exception"] = exception_of(failure)
             return (

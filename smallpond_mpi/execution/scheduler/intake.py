@@ -97,12 +97,12 @@ def take_in(
     restored: Restored,
     lineage: Lineage,
     new_id: Callable[[], TaskId],
-    merge: Callable[[Task, bytes], None],
+    take_up: Callable[[Task, Accepted], None],
     files_are_there: Callable[[bytes], bool],
 ) -> Intake:
     """Decide what has to run for the targets.
 
-    `merge` brings a recorded state into its task; `files_are_there` looks for the files that a recorded state names.
+    `take_up` brings a record into its task; `files_are_there` looks for the files that a recorded state names.
     """
     order = inputs_first(targets)
     pending = [task for task in order if task.status is not WorkStatus.SUCCEED]
@@ -119,7 +119,7 @@ def take_in(
             continue
         done.append(task)
         if task.id in records:
-            merge(task, records[task.id].state)
+            take_up(task, records[task.id])
     return Intake(run, done, _specs(run, new_id), checkpoints)
 
 

@@ -353,8 +353,6 @@ class SchedulerLoop:
                 task.timeout_secs,
             ),
         )
-        if attempt.retry == 0:
-            task.sched_epoch = attempt.epoch
 
     def _fail_count(self, task_id: int) -> int:
         return len(self._failures.get(task_id, ()))
@@ -368,16 +366,16 @@ class SchedulerLoop:
         self._journal.append(
             Accepted(self._lineage.fingerprint(task), self._lineage.inputs(task), attempt, ended.state)
         )
+        task.retry_count, task.sched_epoch = attempt.retry, attempt.epoch
         task.fail_count = self._fail_count(attempt.id)
         self._checkpoints.pop(attempt.id, None)
         self._observer.accepted(task, ended)
 
-    def _take_up(self, task: Task, state: bytes) -> None:
-        """Bring what an earlier epoch recorded into its task."""
-        merge_state(task, state)
-        self._journal.append(
-            Accepted(self._lineage.fingerprint(task), self._lineage.inputs(task), task.runtime_id, state)
-        )
+    def _take_up(self, task: Task, record: Accepted) -> None:
+        """Bring what an earlier epoch recorded into its task, and into this epoch's journal."""
+        merge_state(task, record.state)
+        task.retry_count, task.sched_epoch = record.attempt.retry, record.attempt.epoch
+        self._journal.append(record)
 
     def _discard(self, attempt: TaskRuntimeId) -> None:
         """Remove the output of an attempt that is nobody's."""

@@ -60,11 +60,21 @@ _NOT_PART = frozenset(
             "_memory_limit",
             "timeout_secs",
         ),
-        *("_temp_output", "isolated", "_partition_infos", "_input_keys", "_numpy_random_gen", "_python_random_gen", "_output_files", "_has_written"),
+        *(
+            "_temp_output",
+            "isolated",
+            "_partition_infos",
+            "_input_keys",
+            "_numpy_random_gen",
+            "_python_random_gen",
+            "_output_files",
+            "_has_written",
+        ),
     }
 )
 # Our own code is told apart by this number, not by its bytecode: a new version of the package that computes the same keeps results.
 _OWN_CODE_VERSION = b"1"
+_NO_INPUTS = b"no inputs"
 
 
 class Fingerprinter:
@@ -93,6 +103,8 @@ class Fingerprinter:
         return digest
 
     def _of_dependencies(self, deps: Dependencies) -> bytes:
+        if not deps.tasks:
+            return _NO_INPUTS
         known = self._digests.get(id(deps))
         if known is None:
             known = self._hold(deps, _hash(b"deps", *(self._by_task[task.id] for task in deps.tasks)))
