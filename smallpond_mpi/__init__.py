@@ -48,7 +48,7 @@ def init(
     import os
 
     from smallpond_mpi.config import resolve
-    from smallpond_mpi.session import open_session
+    from smallpond_mpi.entry import open_session
 
     arguments = {
         "job_id": job_id,
@@ -62,5 +62,5 @@ def init(
         "remove_output_root": _remove_output_root,
         **kwargs,
     }
-    session: Session = open_session(__getattr__("Session"), resolve(arguments, os.environ), os.environ)
+    session: Session = open_session(lambda: __getattr__("Session"), resolve(arguments, os.environ), os.environ)
     return session

@@ -6,22 +6,19 @@
 What runs before MPI starts is the fork server alone: children must not descend from a process that has MPI in it.
 """
 
-import atexit
 import logging
 import os
-import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import cloudpickle
 
-from smallpond_mpi.common import DataRootUnusable, InvalidArgument, ResourcesUnavailable, SmallpondError
+from smallpond_mpi.common import DataRootUnusable, InvalidArgument, ResourcesUnavailable
 from smallpond_mpi.config import Config
 from smallpond_mpi.execution.context import JobId, RuntimeContext
 from smallpond_mpi.execution.executor.loop import ExecutorLoop
@@ -37,7 +34,7 @@ from smallpond_mpi.execution.scheduler.observe import Observer
 from smallpond_mpi.execution.scheduler.policy import Policy
 from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.transport.local import local_pair
-from smallpond_mpi.execution.worker import Place, arrive
+from smallpond_mpi.execution.worker import Place
 from smallpond_mpi.logical.dataset import DataSet
 from smallpond_mpi.logical.node import Context, LogicalPlan, Node, RootNode
 from smallpond_mpi.logical.planner import Planner
@@ -273,91 +270,3 @@ def _check_resources(task: Task, largest: _Largest) -> None:
             raise ResourcesUnavailable(
                 f"{task.key}{where} asks for {wanted:,} {what}, and no rank has more than {shown}: ask for less, or start ranks that have more"
             )
-
-
-# one process, one session
-
-_session: Any = None
-
-
-def current() -> Any:
-    """The session of this process, or None."""
-    return _session
-
-
-def open_session(make: Callable[..., Any], config: Config, env: Mapping[str, str]) -> Any:
-    """Make this process's session on rank 0; serve rank 0, and never return, on the others.
-
-    Raises:
-        InvalidArgument: there is an open session already.
-    """
-    global _session
-    if _session is not None and not _session._is_shut_down:
-        raise InvalidArgument(
-            "init() was called before: this process has a session already; use it, or call shutdown() on it first"
-        )
-    install_hooks()
-    place = arrive(env)
-    if place.rank != SCHEDULER_RANK:
-        place.serve()
-    try:
-        _session = make(config=config, place=place)
-    except BaseException:
-        place.leave(failed=True)
-        raise
-    return _session
-
-
-def install_hooks() -> None:
-    """Errors of ours end the script with one clear message; SIGTERM ends it in order; the session is shut down at exit."""
-    if getattr(sys.excepthook, "of_smallpond_mpi", False):
-        return
-    previous = sys.excepthook
-
-    def show(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
-        session = current()
-        if session is not None and session._failure is None:
-            session._failure = f"{kind.__name__}: {error}"
-        if issubclass(kind, SmallpondError):
-            sys.stderr.write(f"{_place_in_script(traceback)}smallpond_mpi: {kind.__name__}: {error}\n")
-            sys.stderr.flush()
-        elif issubclass(kind, KeyboardInterrupt):
-            job = (
-                f" Job {session._runtime_ctx.job_id} can be taken up again: SP_JOBID={session._runtime_ctx.job_id}"
-                if session
-                else ""
-            )
-            sys.stderr.write(f"smallpond_mpi: interrupted.{job}\n")
-        else:
-            previous(kind, error, traceback)
-
-    show.of_smallpond_mpi = True  # type: ignore[attr-defined]
-    sys.excepthook = show
-    atexit.register(_shut_down_at_exit)
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _on_sigterm)
-
-
-def _on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
-    session = current()
-    if session is not None:
-        session._failure = "terminated (SIGTERM)"
-    raise SystemExit(128 + signum)
-
-
-def _shut_down_at_exit() -> None:
-    session = current()
-    if session is not None:
-        session.shutdown()
-
-
-def _place_in_script(traceback: Any) -> str:
-    """The line of the script that the error came from: the last frame outside this package."""
-    package = os.path.dirname(os.path.abspath(__file__)) + os.sep
-    place = ""
-    while traceback is not None:
-        path = traceback.tb_frame.f_code.co_filename
-        if not os.path.abspath(path).startswith((package, os.path.dirname(os.__file__) + os.sep, "<")):
-            place = f"{path}:{traceback.tb_lineno}: "
-        traceback = traceback.tb_next
-    return place

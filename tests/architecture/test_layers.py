@@ -91,7 +91,7 @@ LAYERS: list[tuple[str, list[str], set[str]]] = [
         ],
         {"mpi4py", "rich"},
     ),
-    ("6 jobs", ["execution.manager", "execution.driver", "execution.supervisor", "session"], set()),
+    ("6 jobs", ["execution.manager", "execution.driver", "execution.supervisor", "entry", "session"], set()),
     (
         "7 faces",
         ["dataframe", "rows", "contrib.*", "cli", "cli.*", "report.*", "", "__main__"],
@@ -195,6 +195,11 @@ def loaded_by(code: str) -> set[str]:
         cwd=ROOT,
     )
     return set(run.stdout.split())
+
+
+def test_a_worker_loads_neither_data_nor_plan() -> None:
+    heavy = {"numpy", "duckdb", "pyarrow", "pandas", "rich", "typer", "fsspec", "smallpond_mpi.session", "smallpond_mpi.logical.planner"}
+    assert not heavy & loaded_by("import smallpond_mpi.entry, smallpond_mpi.execution.worker")
 
 
 def test_import_of_the_package_loads_nothing_heavy() -> None:

@@ -1,0 +1,106 @@
+"""One process, one session: how init() finds its place, and how the process ends.
+
+Kept apart from the session itself, which imports the planner, DuckDB and Arrow: a rank other than 0 serves and leaves without ever loading them.
+"""
+
+import atexit
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import Any, NoReturn
+
+from smallpond_mpi.common import InvalidArgument, SmallpondError
+from smallpond_mpi.config import Config
+from smallpond_mpi.execution.model import SCHEDULER_RANK
+from smallpond_mpi.execution.worker import arrive
+
+_session: Any = None
+
+
+def current() -> Any:
+    """The session of this process, or None."""
+    return _session
+
+
+def open_session(load_class: Callable[[], Any], config: Config, env: Mapping[str, str]) -> Any:
+    """Make this process's session on rank 0; serve rank 0, and never return, on the others. Only rank 0 loads the session's class.
+
+    Raises:
+        InvalidArgument: there is an open session already, or the ranks of this launch have left with an earlier one.
+    """
+    global _session
+    if _session is not None and not _session._is_shut_down:
+        raise InvalidArgument(
+            "init() was called before: this process has a session already; use it, or call shutdown() on it first"
+        )
+    if _session is not None and _session._place.transport is not None:
+        raise InvalidArgument(
+            "init() after shutdown(): the other ranks have left; under a launcher a process has one session"
+        )
+    install_hooks()
+    place = arrive(env)
+    if place.rank != SCHEDULER_RANK:
+        place.serve()
+    try:
+        _session = load_class()(config=config, place=place)
+    except BaseException:
+        place.leave(failed=True)
+        raise
+    return _session
+
+
+def install_hooks() -> None:
+    """Errors of ours end the script with one clear message; SIGTERM ends it in order; the session is shut down at exit."""
+    if getattr(sys.excepthook, "of_smallpond_mpi", False):
+        return
+    previous = sys.excepthook
+
+    def show(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+        session = current()
+        if session is not None and session._failure is None:
+            session._failure = f"{kind.__name__}: {error}"
+        if issubclass(kind, SmallpondError):
+            sys.stderr.write(f"{_place_in_script(traceback)}smallpond_mpi: {kind.__name__}: {error}\n")
+            sys.stderr.flush()
+        elif issubclass(kind, KeyboardInterrupt):
+            job = (
+                f" Job {session._runtime_ctx.job_id} can be taken up again: SP_JOBID={session._runtime_ctx.job_id}"
+                if session
+                else ""
+            )
+            sys.stderr.write(f"smallpond_mpi: interrupted.{job}\n")
+        else:
+            previous(kind, error, traceback)
+
+    show.of_smallpond_mpi = True  # type: ignore[attr-defined]
+    sys.excepthook = show
+    atexit.register(_shut_down_at_exit)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _on_sigterm)
+
+
+def _on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
+    session = current()
+    if session is not None:
+        session._failure = "terminated (SIGTERM)"
+    raise SystemExit(128 + signum)
+
+
+def _shut_down_at_exit() -> None:
+    session = current()
+    if session is not None:
+        session.shutdown()
+
+
+def _place_in_script(traceback: Any) -> str:
+    """The line of the script that the error came from: the last frame outside this package."""
+    package = os.path.dirname(os.path.abspath(__file__)) + os.sep
+    place = ""
+    while traceback is not None:
+        path = traceback.tb_frame.f_code.co_filename
+        if not os.path.abspath(path).startswith((package, os.path.dirname(os.__file__) + os.sep, "<")):
+            place = f"{path}:{traceback.tb_lineno}: "
+        traceback = traceback.tb_next
+    return place
