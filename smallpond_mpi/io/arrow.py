@@ -94,7 +94,9 @@ def cast_array(values: pa.Array, type_: pa.DataType) -> pa.Array:
         return values
     if pa.types.is_dictionary(values.type) and pa.types.is_dictionary(type_):
         indices = values.indices.cast(type_.index_type)
-        return pa.DictionaryArray.from_arrays(indices, cast_array(values.dictionary, type_.value_type), type_.ordered)
+        return pa.DictionaryArray.from_arrays(
+            indices, cast_array(values.dictionary, type_.value_type), ordered=type_.ordered
+        )
     if not _holds_dictionary(values.type):
         return values.cast(type_)
     if pa.types.is_struct(values.type):

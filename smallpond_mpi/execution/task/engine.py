@@ -244,7 +244,7 @@ def _without_semicolon(statement: str) -> str:
 NO_SPACE = re.compile(r"no space left|disk quota exceeded", re.IGNORECASE)
 
 
-def translate_duckdb(error: duckdb.Error, query: str, inputs: "Sequence[DataSet]" = ()) -> SmallpondError:
+def translate_duckdb(error: Exception, query: str, inputs: "Sequence[DataSet]" = ()) -> SmallpondError:
     """What a DuckDB error means to the user of a task: the disk is full, a function of theirs raised, or what `translate` says."""
     text = str(error)
     if NO_SPACE.search(text):

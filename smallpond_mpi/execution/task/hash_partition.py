@@ -1,0 +1,256 @@
+"""Every row to the partition of its key: what both engines share. The engines differ in who reads the input.
+
+    input --read--> chunks --order by partition--> chunks, counts --assemble--> rows by partition --PartitionWriter--> files
+
+A chunk is small enough to be ordered within the processor's caches; the rows of a partition, a slice of each chunk, are put together
+without a copy when they are encoded. What is read is held until it fills its share of the memory, then it is written as one batch.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from smallpond_mpi.common import DEFAULT_ROW_GROUP_SIZE, ColumnNotFound, InvalidArgument
+from smallpond_mpi.execution.context import RuntimeContext
+from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin
+from smallpond_mpi.execution.task.output import input_facts, is_unknown, row_group_size
+from smallpond_mpi.execution.task.partition import Inputs, PartitionProducerTask
+from smallpond_mpi.execution.task.partition_info import PartitionInfo
+from smallpond_mpi.execution.task.partition_key import partition_number
+from smallpond_mpi.io.packed import Int64s, PackedWriter, PartitionFileWriter, PartitionWriter, WriteOptions
+from smallpond_mpi.logical.dataset import PackedPartitions, ParquetDataSet
+from smallpond_mpi.logical.dataset.quoting import quote_name
+
+if TYPE_CHECKING:
+    from smallpond_mpi.logical.dataset import DataSet
+
+CHUNK_ROWS = 122880
+ROWS_A_SLICE = 512
+"""Rows that a partition should have of a chunk, on average: a slice costs as much as copying so many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some rows of the input, ordered by partition and otherwise as they came; counts[p] of them are in partition p."""
+
+    rows: pa.RecordBatch
+    counts: Int64s
+
+
+class HashPartitionTask(ExecSqlQueryMixin, PartitionProducerTask):
+    """Base of both engines: cuts its input by the hash of some columns.
+
+    Args:
+        hash_columns: the key.
+        data_partition_column: holds the partition number in the output, unless dropped; with `shuffle_only` it holds it in the input.
+        random_shuffle: instead of by a key rows go to partitions, and into order there, at random; the same for all attempts.
+        shuffle_only: the partition number is already there; one outside 0..npartitions-1 is an error.
+        use_parquet_writer, hive_partitioning: a file a partition, as for outputs that have a name or a path, instead of one a producer.
+    """
+
+    def __init__(
+        self,
+        ctx: RuntimeContext,
+        input_deps: Inputs,
+        partition_infos: Iterable[PartitionInfo],
+        npartitions: int,
+        dimension: str,
+        hash_columns: list[str] | None,
+        data_partition_column: str,
+        random_shuffle: bool = False,
+        shuffle_only: bool = False,
+        drop_partition_column: bool = False,
+        use_parquet_writer: bool = False,
+        hive_partitioning: bool = False,
+        parquet_row_group_size: int = DEFAULT_ROW_GROUP_SIZE,
+        parquet_dictionary_encoding: bool = False,
+        parquet_compression: str | None = "ZSTD",
+        parquet_compression_level: int | None = 3,
+        output_name: str | None = None,
+        output_path: str | None = None,
+        cpu_limit: int | None = None,
+        memory_limit: int | None = None,
+    ) -> None:
+        super().__init__(
+            ctx,
+            input_deps,
+            partition_infos,
+            npartitions,
+            dimension,
+            output_name,
+            output_path,
+            cpu_limit or 1,
+            memory_limit,
+        )
+        self.hash_columns = list(hash_columns or ())
+        if not (self.hash_columns or random_shuffle or shuffle_only):
+            raise InvalidArgument(f"{self.key}: hash_columns must name the columns of the key")
+        self.data_partition_column = data_partition_column
+        self.random_shuffle = random_shuffle
+        self.shuffle_only = shuffle_only
+        self.drop_partition_column = drop_partition_column
+        self.use_parquet_writer = use_parquet_writer
+        self.hive_partitioning = hive_partitioning
+        self.parquet_row_group_size = parquet_row_group_size
+        self.parquet_row_group_bytes = 0
+        self.parquet_dictionary_encoding = parquet_dictionary_encoding
+        self.parquet_compression = parquet_compression
+        self.parquet_compression_level = parquet_compression_level
+
+    @staticmethod
+    def create(engine_type: Literal["duckdb", "arrow"], *args: Any, **kwargs: Any) -> "HashPartitionTask":
+        """The task for an engine."""
+        from smallpond_mpi.execution.task import HashPartitionArrowTask, HashPartitionDuckDbTask
+
+        kinds = {"duckdb": HashPartitionDuckDbTask, "arrow": HashPartitionArrowTask}
+        if engine_type not in kinds:
+            raise InvalidArgument(f"engine_type must be one of {', '.join(kinds)}, not {engine_type!r}")
+        task: HashPartitionTask = kinds[engine_type](*args, **kwargs)
+        return task
+
+    @property
+    def max_batch_size(self) -> int:
+        """Bytes of rows (in memory) that are held before they are written: what is being read and encoded takes room too."""
+        return max(1, self.engine_memory // 4)
+
+    @property
+    def chunk_rows(self) -> int:
+        return max(CHUNK_ROWS, self.npartitions * ROWS_A_SLICE)
+
+    def partition(self, batch_index: int, input_dataset: "DataSet") -> Iterator[Chunk]:
+        """Read the input and order it by partition, chunk by chunk; a chunk without rows, for its schema, if there are none."""
+        raise NotImplementedError(f"{type(self).__name__} does not define partition()")
+
+    def run(self) -> bool:
+        dataset = self.input_datasets[0]
+        if is_unknown(dataset) or self.skip_when_any_input_empty:
+            return self._set_parts([ParquetDataSet([])] * self.npartitions)
+        facts = input_facts([dataset])
+        if facts is not None:
+            self.adjust_row_group_size(facts.num_bytes, facts.num_rows)
+        self.add_elapsed_time()
+        writer, written = self._writer(), 0
+        for chunks in batched(self.partition(0, dataset), self.max_batch_size):
+            self.add_elapsed_time("compute time (secs)")
+            table, counts = assemble(chunks)
+            writer.append(table, counts.tolist())
+            written += table.num_rows
+            self.add_elapsed_time("output dump time (secs)")
+        self.dataset = PackedPartitions([writer.close()])
+        self._check_rows(written, facts.num_rows if facts is not None else written)
+        return True
+
+    def _check_rows(self, written: int, expected: int) -> None:
+        self.perf_metrics["num input rows"] = expected
+        self.perf_metrics["num output rows"] = written
+        if written != expected:
+            raise RuntimeError(
+                f"{self.key} read {expected} rows and wrote {written}: this is a bug, the output is not used"
+            )
+
+    def _writer(self) -> PartitionWriter:
+        metadata = self.parquet_kv_metadata_str()
+        place = (self.runtime_output_abspath, self.output_filename, self.npartitions)
+        if self.temp_output and not (self.use_parquet_writer or self.hive_partitioning):
+            return PackedWriter(
+                *place, self.dimension, WriteOptions(row_group_size=row_group_size(self), kv_metadata=metadata)
+            )
+        options = WriteOptions(
+            self.parquet_compression or "NONE",
+            self.parquet_compression_level,
+            self.parquet_dictionary_encoding,
+            row_group_size(self),
+            metadata,
+        )
+        dimension = self.data_partition_column if self.hive_partitioning else self.dimension
+        return PartitionFileWriter(*place, dimension, options, self.hive_partitioning)
+
+    # which partition
+
+    def key_columns(self, columns: Sequence[str]) -> list[str]:
+        """The columns that say which partition a row belongs to, all of which are in `columns`; none if that is drawn at random.
+
+        Raises:
+            ColumnNotFound: one is not there.
+        """
+        names = [self.data_partition_column] if self.shuffle_only else [] if self.random_shuffle else self.hash_columns
+        for name in names:
+            if name not in columns:
+                raise ColumnNotFound(f"no column {name!r} to partition by; the columns: {', '.join(columns)}")
+        return names
+
+    def key_expression(self, columns: Sequence[str], types: Sequence[Any]) -> str:
+        """The partition number of a row in SQL, given the input's columns and their DuckDB types."""
+        names = self.key_columns(columns)
+        if self.shuffle_only:
+            return f"CAST({quote_name(self.data_partition_column)} AS BIGINT)"
+        kinds = dict(zip(columns, types, strict=True))
+        return partition_number(names, [kinds[name] for name in names], self.npartitions)
+
+    # ordering a chunk
+
+    def ordered(self, rows: pa.RecordBatch, numbers: pa.Array | None) -> Chunk:
+        """Rows ordered by their partition numbers (None: drawn at random), with the column that holds them as the task wants it."""
+        checked = self._drawn(rows.num_rows) if numbers is None else self._checked(numbers)
+        counts = np.bincount(checked, minlength=self.npartitions)
+        order = np.argsort(checked.astype(_smallest(self.npartitions)), kind="stable")
+        if self.random_shuffle:
+            order = self._shuffled_within(order, counts)
+        column = self.data_partition_column
+        if column in rows.schema.names and (self.drop_partition_column or not self.shuffle_only):
+            rows = rows.drop_columns([column])
+        if not self.drop_partition_column and not self.shuffle_only:
+            rows = rows.append_column(column, pa.array(checked, pa.int64()))
+        return Chunk(rows.take(pa.array(order)), counts)
+
+    def _drawn(self, count: int) -> Int64s:
+        return self.numpy_random_gen.integers(0, self.npartitions, count)
+
+    def _checked(self, numbers: pa.Array) -> Int64s:
+        """Partition numbers that are all in range."""
+        if numbers.null_count:
+            raise InvalidArgument(f"partition key NULL is out of range 0-{self.npartitions - 1}")
+        checked: Int64s = numbers.to_numpy(zero_copy_only=False)
+        wrong = checked[(checked < 0) | (checked >= self.npartitions)] if self.shuffle_only else ()
+        if len(wrong):
+            raise InvalidArgument(f"partition key {wrong[0]} is out of range 0-{self.npartitions - 1}")
+        return checked
+
+    def _shuffled_within(self, order: Any, counts: Any) -> Any:
+        """The order with the rows of each partition at random."""
+        draws = self.numpy_random_gen.random(len(order))
+        partition = np.repeat(np.arange(self.npartitions), counts)
+        return order[np.lexsort((draws, partition))]
+
+
+def _smallest(npartitions: int) -> Any:
+    """The smallest type that holds partition numbers: those of 16 bits are sorted by radix."""
+    return np.uint8 if npartitions <= 1 << 8 else np.uint16 if npartitions <= 1 << 16 else np.uint32
+
+
+def batched(chunks: Iterable[Chunk], max_bytes: int) -> Iterator[list[Chunk]]:
+    """Lists of chunks of at least `max_bytes` together, the last one of what is left."""
+    held: list[Chunk] = []
+    size = 0
+    for chunk in chunks:
+        held.append(chunk)
+        size += chunk.rows.nbytes
+        if size >= max_bytes:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
+
+
+def assemble(chunks: list[Chunk]) -> tuple[pa.Table, Int64s]:
+    """The rows of all chunks by partition, as slices of the chunks, and the rows of each partition."""
+    counts = np.stack([chunk.counts for chunk in chunks])
+    ends = np.cumsum(counts, axis=1)
+    parts = [
+        chunks[chunk].rows.slice(int(ends[chunk, partition] - counts[chunk, partition]), int(counts[chunk, partition]))
+        for partition, chunk in np.argwhere(counts.T).tolist()
+    ]
+    return pa.Table.from_batches(parts, chunks[0].rows.schema), counts.sum(axis=0)
