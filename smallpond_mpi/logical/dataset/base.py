@@ -4,6 +4,7 @@ Listed paths are not looked at until rows, sizes or data are asked for. A datase
 is a few flat strings, never a handle.
 """
 
+import copy
 import logging
 import os
 import random
@@ -79,6 +80,11 @@ class DataSet:
             count, prefix, rest = resolved
             self._resolved, self._resolved_from = unpack_paths(prefix, rest, count), list(self.paths)
 
+    def __copy__(self: D) -> D:
+        copied = object.__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
+
     def __repr__(self) -> str:
         shown = ", ".join(map(repr, self.paths[:3])) + (", ..." if len(self.paths) > 3 else "")
         return f"{type(self).__name__}([{shown}], {len(self.paths)} paths)"
@@ -108,6 +114,11 @@ class DataSet:
             self._resolved = resolve(self.absolute_paths, self.recursive)
             self._resolved_from = list(self.paths)
         return self._resolved
+
+    @property
+    def recorded_file_sizes(self) -> dict[str, int]:
+        """Size on disk of each file whose writer told it: what must still be there for this dataset to be good."""
+        return {}
 
     @property
     def num_files(self) -> int:
@@ -201,8 +212,7 @@ class DataSet:
 
     def _of_files(self: D, files: list[str]) -> D:
         """A dataset of the same kind and settings over these files (resolved paths)."""
-        part = object.__new__(type(self))
-        part.__dict__.update(self.__dict__)
+        part = copy.copy(self)
         DataSet.reset(part, files, None, False)
         part._mark_resolved()
         return part
@@ -226,8 +236,7 @@ class DataSet:
         union_by_name: bool | None = None,
     ) -> D:
         """The same rows with other columns; None keeps what is set."""
-        projected = object.__new__(type(self))
-        projected.__dict__.update(self.__dict__)
+        projected = copy.copy(self)
         if columns is not None:
             projected.columns = columns
         if union_by_name is not None:

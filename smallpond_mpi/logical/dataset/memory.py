@@ -95,6 +95,10 @@ class InMemoryDataSet(DataSet):
         view = register(conn, self._rows(), "memory")
         return f"(SELECT {quote_names(self.columns)} FROM {quote_name(view)})"
 
+    def moved(self: M, source_dir: str, target_dir: str) -> M:
+        """Itself: it is in no directory."""
+        return self
+
     def partition_by_files(self: M, npartition: int, random_shuffle: bool = False) -> list[M]:
         """Rows in memory are in no file: they are cut by rows."""
         return self.partition_by_rows(npartition, random_shuffle)
@@ -178,7 +182,8 @@ class PandasDataSet(InMemoryDataSet):
         return pa.Table.from_pandas(self.df, preserve_index=False)
 
     def _of_rows(self, table: pa.Table) -> "PandasDataSet":
-        return PandasDataSet(table.to_pandas())
+        # The types of the frame, where a column's values alone would say another one (integers with gaps, all NULL).
+        return PandasDataSet(table.to_pandas().astype(self.df.dtypes.to_dict(), errors="ignore"))
 
     @staticmethod
     def merge(datasets: "list[PandasDataSet]") -> "PandasDataSet":  # type: ignore[override]

@@ -1,5 +1,6 @@
 """Parquet files, whole or in row ranges: the dataset that nearly everything in the engine reads and writes."""
 
+import copy
 import os
 import random
 from collections import defaultdict
@@ -22,7 +23,6 @@ from smallpond_mpi.io.arrow import batch_reader, dump_to_parquet_files, load_ran
 from smallpond_mpi.io.parquet import (
     FileFacts,
     RowRange,
-    moved_path,
     pack_ranges,
     read_footer,
     read_footers,
@@ -92,8 +92,7 @@ class ParquetDataSet(DataSet):
 
     def _with_ranges(self: P, ranges: list[RowRange]) -> P:
         """A dataset with the settings of this one over other rows of the same files."""
-        part = object.__new__(type(self))
-        part.__dict__.update(self.__dict__)
+        part = copy.copy(self)
         part._take_ranges(ranges)
         return part
 
@@ -302,7 +301,7 @@ class ParquetDataSet(DataSet):
         for item in self.resolved_row_ranges:
             row_bytes = max(1, -(-item.data_size // max(1, item.file_num_rows)))
             while item.num_rows:
-                rows = min(item.num_rows, room // row_bytes)
+                rows = min(item.num_rows, max(0, room // row_bytes))
                 if not rows and parts[-1]:
                     parts.append([])
                     room = max_partition_size

@@ -31,7 +31,7 @@ def parquet_query(
     # Files without rows matter for their columns only: to a union by name, or if there are no others.
     ranges = ranges if by_name else [item for item in ranges if item.num_rows] or ranges[:1]
     if columns is not None and not by_name:
-        check_columns(columns, _schema_of(ranges[0]), ranges[0].path)
+        check_columns(columns, schema_of(ranges[0]), ranges[0].path)
     union = " UNION ALL BY NAME " if by_name else " UNION ALL "
     return "(" + union.join(_scans(ranges, columns, generated, by_name)) + ")"
 
@@ -41,7 +41,7 @@ def fits_a_view(ranges: Sequence[RowRange], generated: Sequence[str]) -> bool:
     if generated or all(item.is_whole_file for item in ranges):
         return False
     num_bytes = sum(item.estimated_data_size if item.row_groups else item.data_size for item in ranges)
-    return num_bytes <= MAX_VIEW_BYTES and all(reads_alike(field.type) for field in _schema_of(ranges[0]))
+    return num_bytes <= MAX_VIEW_BYTES and all(reads_alike(field.type) for field in schema_of(ranges[0]))
 
 
 def view_of_rows(ranges: Sequence[RowRange], columns: Sequence[str] | None, conn: duckdb.DuckDBPyConnection) -> str:
@@ -50,7 +50,8 @@ def view_of_rows(ranges: Sequence[RowRange], columns: Sequence[str] | None, conn
     return f"(SELECT * FROM {quote_name(register(conn, table, 'rows'))})"
 
 
-def _schema_of(item: RowRange) -> pa.Schema:
+def schema_of(item: RowRange) -> pa.Schema:
+    """The schema of a range's file, as Arrow reads it."""
     with open_parquet(item.path, promised=item.is_promised) as file:
         return file.schema_arrow
 
@@ -86,12 +87,19 @@ def _scans(
     ranges: Sequence[RowRange], columns: Sequence[str] | None, generated: Sequence[str], by_name: bool
 ) -> Iterable[str]:
     """One SELECT for each run of whole files, and one for each part of a file."""
+    parts = [item for item in ranges if not item.is_whole_file]
+    # A column of the data hides DuckDB's own of that name. Files that need not be alike are asked one by one.
+    asked = {item.path: item for item in (parts if by_name else parts[:1])}.values()
+    hidden = any(ROW_NUMBER in schema_of(item).names for item in asked)
     for whole, run in groupby(ranges, key=lambda item: item.is_whole_file):
         if whole:
             yield _scan([item.path for item in run], columns, generated, by_name)
-        else:
-            for item in run:
-                scan = _scan([item.path], columns, generated, by_name)
+            continue
+        for item in run:
+            scan = _scan([item.path], columns, generated, by_name)
+            if hidden:
+                yield f"(FROM ({scan}) LIMIT {item.num_rows} OFFSET {item.begin})"
+            else:
                 yield f"{scan} WHERE {ROW_NUMBER} >= {item.begin} AND {ROW_NUMBER} < {item.end}"
 
 

@@ -58,6 +58,18 @@ class PartitionedDataSet(DataSet):
     def empty(self) -> bool:
         return all(dataset.empty for dataset in self)
 
+    def moved(self, source_dir: str, target_dir: str) -> "PartitionedDataSet":
+        """The same partitions after the directory of their files was renamed."""
+        return PartitionedDataSet([dataset.moved(source_dir, target_dir) for dataset in self])
+
+    @property
+    def recorded_file_sizes(self) -> dict[str, int]:
+        """Size on disk of each file whose writer told it."""
+        sizes: dict[str, int] = {}
+        for dataset in self:
+            sizes.update(dataset.recorded_file_sizes)
+        return sizes
+
     def _whole(self) -> DataSet:
         return DataSet.merge(list(self))
 
@@ -196,11 +208,6 @@ class PackedSlice(ParquetDataSet):
         settings = (self.columns, self.generated_columns, self._union_by_name, self._udfs)
         packed = pack_ranges(self._ranges_as_known()) if self._is_open else self._slices.packed(self._partition)
         return _open_slice, (packed, *settings)
-
-    def __copy__(self) -> "PackedSlice":
-        copied = object.__new__(PackedSlice)
-        copied.__dict__.update(self.__dict__)
-        return copied
 
     def __repr__(self) -> str:
         return f"PackedSlice({self._partition}, {self.num_rows} rows)"
