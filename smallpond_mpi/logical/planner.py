@@ -55,9 +55,14 @@ class Planner(LogicalPlanVisitor[TaskGroup]):
 
         The result is copied to `ctx.final_output_path` if there is one; otherwise its files are listed, or linked too unless
         `manifest_only_final_results`.
+
+        Raises:
+            UnpairedPartitions: inputs of a node are cut in ways that don't fit.
+            InvalidArgument: two sinks have the same output path, or a node's setting does not fit its input.
         """
         from smallpond_mpi.execution.task.plan import ExecutionPlan, RootTask
 
+        check_sinks(logical_plan)
         sinks = [self._final_sink(logical_plan, manifest_only_final_results), *self._named_sinks(logical_plan)]
         root_node = RootNode(logical_plan.ctx, sinks)
         sink_tasks = [task for sink in sinks for task in self.plan_node(sink)]
@@ -79,6 +84,8 @@ class Planner(LogicalPlanVisitor[TaskGroup]):
     def _named_sinks(self, plan: LogicalPlan) -> list[DataSinkNode]:
         named: dict[str, list[Node]] = {}
         for node in plan.nodes.values():
+            if node.output_name == FINAL_RESULTS:
+                raise node.invalid(f"output_name {FINAL_RESULTS} is that of the job's own result: choose another")
             if node.output_name is not None:
                 named.setdefault(node.output_name, []).append(node)
         sinks = []
@@ -305,3 +312,16 @@ class Planner(LogicalPlanVisitor[TaskGroup]):
             )
             for index in range(node.npartitions)
         ]
+
+
+def check_sinks(plan: LogicalPlan) -> None:
+    """Refuse a plan in which two sinks would replace each other's files."""
+    by_path: dict[str, DataSinkNode] = {}
+    for node in plan.nodes.values():
+        if isinstance(node, DataSinkNode):
+            other = by_path.setdefault(node.output_path, node)
+            if other is not node:
+                raise node.invalid(
+                    f"output_path {node.output_path} is also that of {other} at {other.location}: give each sink its own, "
+                    "or all inputs to one sink"
+                )

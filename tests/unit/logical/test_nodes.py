@@ -49,6 +49,11 @@ def test_nodes_are_numbered_from_one(ctx: Context) -> None:
     assert source(Context()).id == 1
 
 
+def test_a_plan_has_one_context(ctx: Context) -> None:
+    with pytest.raises(InvalidArgument, match="belongs to another Context"):
+        sql(ctx, source(Context()))
+
+
 def test_the_location_is_the_users_line(ctx: Context) -> None:
     here = SqlEngineNode(ctx, (), "SELECT 1")
     assert here.location == f"{__file__}:{line_of(here)}"
@@ -245,6 +250,11 @@ def test_what_a_result_depends_on_is_neither_place_nor_grant(ctx: Context) -> No
     assert one.location != other.location
     assert digest_of(one.process) == digest_of(other.process)
     assert digest_of(one.process) != digest_of(Scaling(ctx, source(ctx), 4).process)
+
+
+def test_the_location_of_a_users_kind_is_where_it_is_used(ctx: Context) -> None:
+    node = Scaling(ctx, source(ctx), 3)
+    assert "node = Scaling" in Path(__file__).read_text().splitlines()[line_of(node) - 1]
 
 
 # metrics and sizes

@@ -484,6 +484,18 @@ def test_each_output_name_has_a_sink(ctx: Context, job: RuntimeContext) -> None:
     assert {task.node_id for task in inputs(by_path["FinalResults"])} == {second.id, also_one.id}
 
 
+def test_two_sinks_into_one_directory(ctx: Context, job: RuntimeContext) -> None:
+    sinks = [DataSinkNode(ctx, (sql(ctx, source(ctx)),), path) for path in ("/out", "/elsewhere", "/out/")]
+    with pytest.raises(InvalidArgument, match=f"output_path /out is also that of {sinks[0]} at .*test_planner"):
+        Planner(job).create_exec_plan(LogicalPlan(ctx, RootNode(ctx, sinks)))
+    Planner(job).create_exec_plan(LogicalPlan(ctx, RootNode(ctx, sinks[:2])))
+
+
+def test_the_name_of_the_result_is_taken(ctx: Context, job: RuntimeContext) -> None:
+    with pytest.raises(InvalidArgument, match="FinalResults"):
+        Planner(job).create_exec_plan(LogicalPlan(ctx, sql(ctx, output_name="FinalResults")))
+
+
 def test_a_name_for_partitions_of_which_no_data_is_moved(ctx: Context, job: RuntimeContext) -> None:
     consumers = Planner(job).plan_node(evenly(ctx, source(ctx), 2, output_name="cut"))
     assert [(task.output_name, task.temp_output) for task in inputs(consumers[0])] == [("cut", False)]
