@@ -23,6 +23,7 @@ from smallpond_mpi.io.arrow import batch_reader, dump_to_parquet_files, load_ran
 from smallpond_mpi.io.parquet import (
     FileFacts,
     RowRange,
+    map_in_threads,
     pack_ranges,
     read_footer,
     read_footers,
@@ -190,9 +191,10 @@ class ParquetDataSet(DataSet):
         """Hold the files' schemas against each other, once; whether types differ (but fit)."""
         ranges = self.resolved_row_ranges
         if self._is_promoted is None:
-            distinct = {item.path: item for item in ranges}
-            paths = list(distinct)
-            schemas = [(path, schema_of(distinct[path], None, filesystem)) for path in paths] if len(paths) > 1 else []
+            distinct = list({item.path: item for item in ranges}.values())
+            schemas: list[tuple[str, pa.Schema]] = []
+            if len(distinct) > 1:
+                schemas = map_in_threads(lambda item: (item.path, schema_of(item, None, filesystem)), distinct, 4)
             self._is_promoted = self._types_differ(schemas)
         return self._is_promoted
 
