@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from smallpond_mpi.execution.model import Failure, FailureKind, Grant, TaskId, TaskRuntimeId
@@ -45,7 +46,7 @@ class StandIn:
         name, args = pickle.loads(run.payload)
         try:
             return pickle.dumps(globals()[name](*args)), None
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 what user code raises is the attempt's end
             text = traceback.format_exc()
             failure = Failure(
                 FailureKind.EXCEPTION, type(error).__name__, str(error), text, host=self.host, rank=self.rank
@@ -164,9 +165,9 @@ def daemon(path: str) -> int:
         subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
         os._exit(0)
     os.waitpid(pid, 0)
-    while not os.path.exists(path) or not open(path).read():
+    while not os.path.exists(path) or not Path(path).read_text():
         time.sleep(0.005)
-    return int(open(path).read())
+    return int(Path(path).read_text())
 
 
 def daemon_then_sleep(path: str) -> None:
@@ -237,7 +238,11 @@ def surroundings() -> dict[str, Any]:
         "gpu_tokens": GPU_TOKENS,
         "arrow": pyarrow.cpu_count(),
         "stdin": os.readlink("/proc/self/fd/0"),
-        "fds": sorted(os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")),
+        "fds": sorted(
+            os.readlink(f"/proc/self/fd/{fd}")
+            for fd in os.listdir("/proc/self/fd")
+            if os.path.exists(f"/proc/self/fd/{fd}")
+        ),
         "oom": int(open("/proc/self/oom_score_adj").read()),
         "launcher": sorted(n for n in os.environ if n.startswith(("PMI", "OMPI_", "PRTE", "HYD"))),
         "sid": os.getsid(0) == os.getpid(),
