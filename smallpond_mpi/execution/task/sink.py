@@ -143,7 +143,7 @@ class DataSinkTask(Task):
         if not _is_of_whole_files(dataset):
             return self._write_out(dataset, index)
         staging = os.path.dirname(self.runtime_output_abspath) + os.sep
-        sources = dataset.absolute_paths
+        sources = dataset.resolved_paths
         if self.type == "manifest" or all(path.startswith(staging) for path in sources):
             return dataset
         targets = [os.path.join(self.runtime_output_abspath, name) for name in distinct_names(sources)]
@@ -175,7 +175,7 @@ class DataSinkTask(Task):
         """Make the files of `dataset` appear under the output path, and the manifest after them."""
         check_no_foreign_files(self.output_path, str(self.ctx.job_id), self.manifest_filename)
         self.obsolete_paths = [self._sink_staging]
-        sources = dataset.absolute_paths
+        sources = dataset.resolved_paths
         names = distinct_names(sources)
         final = sources if self.type == "manifest" else [os.path.join(self.output_path, name) for name in names]
         placed = {} if self.type == "manifest" else dict(zip(names, sources, strict=True))
