@@ -31,6 +31,7 @@ from smallpond_mpi.logical.node import (
 )
 from smallpond_mpi.logical.optimizer import Optimizer
 from smallpond_mpi.logical.planner import Planner
+from smallpond_mpi.logical.udf import UDFType, udf
 
 NUM_ROWS = 500
 
@@ -151,6 +152,21 @@ class AddOne(ArrowComputeNode):
     def process(self, runtime_ctx: RuntimeContext, input_tables: list[pa.Table]) -> pa.Table:
         (table,) = input_tables
         return pa.table({"i": pc.add(table["i"], 1)})
+
+
+def test_functions_in_sql(ctx: Context, job: RuntimeContext, rows: Node) -> None:
+    ctx.create_function("plus_ten", lambda x: x + 10, [UDFType.BIGINT], UDFType.BIGINT)
+
+    @udf([UDFType.BIGINT], UDFType.BIGINT, use_arrow_type=True)
+    def minus_ten(x: pa.Array) -> pa.Array:
+        return pc.subtract(x, 10)
+
+    query = "SELECT minus_ten(plus_ten(plus_ten(i))) AS i FROM {0}"
+    node = sql(ctx, evenly(ctx, rows, 2), query=query, udfs=["plus_ten", minus_ten])
+    assert result(job, node) == [(i + 10,) for i in range(NUM_ROWS)]
+    inner = sql(ctx, evenly(ctx, rows, 2), query="SELECT plus_ten(i) AS i FROM {0}", udfs=["plus_ten"])
+    outer = sql(ctx, inner, query="SELECT minus_ten(i) AS i FROM {0}", udfs=[minus_ten])
+    assert result(job, Optimizer().visit(outer)) == [(i,) for i in range(NUM_ROWS)]
 
 
 def test_a_process_of_the_user(ctx: Context, job: RuntimeContext, rows: Node) -> None:
