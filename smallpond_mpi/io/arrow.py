@@ -179,8 +179,15 @@ def present(columns: Sequence[str] | None, schema: pa.Schema, path: str, by_name
 
 
 def without_our_notes(table: pa.Table) -> pa.Table:
-    """A table without this package's own entries in its metadata."""
-    return table.replace_schema_metadata(without_own_metadata(table.schema).metadata)
+    """A table without what this package, or DuckDB for it, noted in the schema of the file it was read from."""
+    schema = without_own_metadata(table.schema)
+    if schema.equals(table.schema, check_metadata=True):
+        return table
+    return (
+        pa.Table.from_arrays(table.columns, schema=schema)
+        if table.num_columns
+        else table.replace_schema_metadata(schema.metadata)
+    )
 
 
 def schema_of(

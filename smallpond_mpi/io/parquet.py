@@ -244,12 +244,13 @@ def own_metadata(metadata: dict[bytes, bytes] | None) -> dict[str, str]:
 
 
 def without_own_metadata(schema: pa.Schema) -> pa.Schema:
-    """A schema as a user knows it: what we noted in a file (partition, task) is true of that file, not of what is made from it."""
-    if not schema.metadata:
-        return schema
+    """A schema as a user knows it: what was noted in a file of ours (partition, task, columns that happen to hold no NULL: DuckDB marks
+    them) is true of that file, not of what is made from it."""
     prefix = PARQUET_METADATA_KEY_PREFIX.encode()
-    kept = {key: value for key, value in schema.metadata.items() if not key.startswith(prefix)}
-    return schema.with_metadata(kept or None)
+    kept = {key: value for key, value in (schema.metadata or {}).items() if not key.startswith(prefix)}
+    if len(kept) == len(schema.metadata or {}):
+        return schema
+    return pa.schema([field.with_nullable(True) for field in schema], metadata=kept or None)
 
 
 def check_columns(columns: Sequence[str] | None, schema: pa.Schema, where: str) -> None:
