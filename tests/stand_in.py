@@ -228,6 +228,21 @@ def take_memory_below(count: int) -> int:
     ).returncode
 
 
+def map_file(path: str) -> int:
+    """Have a whole file in memory, but none of the process's own."""
+    import mmap
+
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        for at in range(0, len(mapped), 4096):
+            mapped[at]
+        time.sleep(0.3)
+        return len(mapped)
+
+
+def environ(name: str) -> str | None:
+    return os.environ.get(name)
+
+
 def surroundings() -> dict[str, Any]:
     import pyarrow
 
