@@ -182,7 +182,9 @@ class Node:
             if not isinstance(dep, Node):
                 raise self.invalid(f"input_deps must be nodes, not {type(dep).__name__}")
             if dep.ctx is not self.ctx:
-                raise self.invalid(f"{dep} at {dep.location} belongs to another Context: make all nodes of a plan with one")
+                raise self.invalid(
+                    f"{dep} at {dep.location} belongs to another Context: make all nodes of a plan with one"
+                )
         return inputs
 
     def _number(self, name: str, value: Any, minimum: float) -> Any:
