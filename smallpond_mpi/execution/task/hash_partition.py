@@ -214,7 +214,7 @@ class HashPartitionTask(ExecSqlQueryMixin, PartitionProducerTask):
         if numbers.null_count:
             raise InvalidArgument(f"partition key NULL is out of range 0-{self.npartitions - 1}")
         checked: Int64s = numbers.to_numpy(zero_copy_only=False)
-        wrong = checked[(checked < 0) | (checked >= self.npartitions)] if self.shuffle_only else ()
+        wrong = checked[(checked < 0) | (checked >= self.npartitions)]
         if len(wrong):
             raise InvalidArgument(f"partition key {wrong[0]} is out of range 0-{self.npartitions - 1}")
         return checked
@@ -249,8 +249,9 @@ def assemble(chunks: list[Chunk]) -> tuple[pa.Table, Int64s]:
     """The rows of all chunks by partition, as slices of the chunks, and the rows of each partition."""
     counts = np.stack([chunk.counts for chunk in chunks])
     ends = np.cumsum(counts, axis=1)
+    pairs: list[list[int]] = np.argwhere(counts.T).tolist()
     parts = [
         chunks[chunk].rows.slice(int(ends[chunk, partition] - counts[chunk, partition]), int(counts[chunk, partition]))
-        for partition, chunk in np.argwhere(counts.T).tolist()
+        for partition, chunk in pairs
     ]
     return pa.Table.from_batches(parts, chunks[0].rows.schema), counts.sum(axis=0)
