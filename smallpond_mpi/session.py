@@ -6,6 +6,7 @@
 What runs before MPI starts is the fork server alone: children must not descend from a process that has MPI in it.
 """
 
+import contextlib
 import logging
 import os
 import socket
@@ -29,14 +30,14 @@ from smallpond_mpi.execution.payload import pickle_by_value_what_lies_beside
 from smallpond_mpi.execution.protocol import Welcome
 from smallpond_mpi.execution.scheduler.core import SchedulerCore
 from smallpond_mpi.execution.scheduler.intake import inputs_first
-from smallpond_mpi.execution.scheduler.loop import SchedulerLoop
+from smallpond_mpi.execution.scheduler.loop import SchedulerLoop, remove_staging
 from smallpond_mpi.execution.scheduler.observe import Observer
 from smallpond_mpi.execution.scheduler.policy import Policy
 from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.transport.local import local_pair
 from smallpond_mpi.execution.worker import Place
 from smallpond_mpi.logical.dataset import DataSet
-from smallpond_mpi.logical.node import Context, LogicalPlan, Node, RootNode
+from smallpond_mpi.logical.node import Context, LogicalPlan, Node, NodeId, RootNode
 from smallpond_mpi.logical.planner import Planner
 
 JOIN_SECS = 30.0
@@ -147,6 +148,7 @@ class SessionBase:
                 self._forget_failed(plans)
                 raise
             self._failure = None
+            self._measure(plans, pending)
         return [[task.output for task in group] for group in groups]
 
     def _check(self, tasks: Sequence[Task]) -> None:
@@ -155,6 +157,15 @@ class SessionBase:
         for task in tasks:
             task.check_before_run()
             _check_resources(task, largest)
+
+    def _measure(self, plans: Sequence[Node], tasks: Sequence[Task]) -> None:
+        """Give each node what its tasks measured."""
+        nodes = LogicalPlan(self._ctx, RootNode(self._ctx, tuple(plans))).nodes
+        for task in tasks:
+            node = nodes.get(NodeId(task.node_id))
+            if node is not None:
+                for name, value in task.perf_metrics.items():
+                    node.add_perf_metrics(name, value)
 
     def _forget_failed(self, plans: Sequence[Node]) -> None:
         """Plan anew what did not succeed, when it is asked for again."""
@@ -166,6 +177,8 @@ class SessionBase:
         return self._planner.is_planned(plan) and all(task.is_done for task in self._planner.plan_node(plan))
 
     def _forget(self, plan: Node) -> None:
+        """Compute a node anew. A job that is started again does so at the same place of its script: how often is part of the fingerprint."""
+        plan.times_forgotten += 1
         self._planner.forget(plan)
 
     # the end
@@ -187,6 +200,8 @@ class SessionBase:
             self._journal.append(JobEnded(self._failure is None))
             self._journal.close(time.monotonic())
             if self._failure is None and not self._config.keep_intermediate:
+                for root in self._loop.user_staging_roots:
+                    sweep_staging(root, str(ctx.job_id))
                 ctx.cleanup(remove_output_root=self._config.remove_output_root)
             with open(ctx.job_status_path, "w") as file:
                 file.write("success\n" if self._failure is None else f"failure: {self._failure}\n")
@@ -270,3 +285,15 @@ def _check_resources(task: Task, largest: _Largest) -> None:
             raise ResourcesUnavailable(
                 f"{task.key}{where} asks for {wanted:,} {what}, and no rank has more than {shown}: ask for less, or start ranks that have more"
             )
+
+
+def sweep_staging(root: str, job_id: str) -> None:
+    """Remove what attempts of this job left in the staging directory of a user's output path ({root}/{name}/{job_id}.{attempt})."""
+    if not os.path.isdir(root):
+        return
+    for name in os.listdir(root):
+        for attempt in os.listdir(os.path.join(root, name)):
+            if attempt.startswith(job_id):
+                remove_staging(os.path.join(root, name, attempt))
+    with contextlib.suppress(OSError):  # another job's staging is there too
+        os.rmdir(root)

@@ -133,6 +133,8 @@ class Planner(LogicalPlanVisitor[TaskGroup]):
             task.timeout_secs = node.timeout_secs
         if node.isolated:
             task.isolated = True
+        if node.times_forgotten:
+            task.times_forgotten = node.times_forgotten
         return task
 
     # inputs

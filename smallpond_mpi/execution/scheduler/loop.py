@@ -8,6 +8,7 @@ One thread, one turn after the other: poll, handle everything that came, send wh
 It decides nothing: what a command says is done, in order.
 """
 
+import contextlib
 import os
 import pickle
 import shutil
@@ -112,6 +113,8 @@ class SchedulerLoop:
         self._ended: dict[TaskRuntimeId, Ended] = {}
         self._failures: dict[int, list[Failure]] = {}
         self._checkpoints: dict[TaskId, bytes] = {}
+        # Where attempts wrote beside the user's own output paths: to be swept at the end.
+        self.user_staging_roots: set[str] = set()
         self._finished: FinishJob | None = None
         self._last_poll = clock()
         self._last_news = 0.0
@@ -369,6 +372,10 @@ class SchedulerLoop:
         task.retry_count, task.sched_epoch = attempt.retry, attempt.epoch
         task.fail_count = self._fail_count(attempt.id)
         self._checkpoints.pop(attempt.id, None)
+        if task.staging_root is not None:
+            self.user_staging_roots.add(task.staging_root)
+        for path in getattr(task, "obsolete_paths", ()):
+            remove_staging(path)
         self._observer.accepted(task, ended)
 
     def _take_up(self, task: Task, record: Accepted) -> None:
@@ -452,3 +459,10 @@ class SchedulerLoop:
         text = "\n".join(lines)
         own = exception_of(last)
         return type(own)(text) if isinstance(own, BadInput) else JobFailed(text)
+
+
+def remove_staging(path: str) -> None:
+    """Remove a directory of staging, and the one above it if nothing else is in that."""
+    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):  # another job's staging is there too, or somebody removed it
+        os.rmdir(os.path.dirname(path))

@@ -68,6 +68,8 @@ class Task(WorkItem):
     runtime_state: Any = None
     # Seconds that an attempt may run; None: for ever. Set by the node.
     timeout_secs: float | None = None
+    # How often its node was asked to be computed anew: part of what a restarted job knows it by.
+    times_forgotten = 0
     # Whether the task asks for a child of its own instead of a warm one.
     isolated = False
     # Whether its fingerprint must cover the content of source files (False: only their paths matter, as for a split by files).
@@ -538,7 +540,7 @@ DECLARED = frozenset(
             "_perf_metrics",
         ),
         *("_granted_gpus", "_granted_numa_node", "_temp_output", "_input_keys", "_num_tasks_created"),
-        *("_output_files", "_has_written"),
+        *("_output_files", "_has_written", "times_forgotten"),
     }
 )
 """Attributes that belong to every task: the rest is what subclasses added."""

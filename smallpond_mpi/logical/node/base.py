@@ -124,6 +124,9 @@ class Node:
     # Whether each attempt gets a process of its own instead of a warm one.
     isolated = False
 
+    # How often its results were asked to be computed anew.
+    times_forgotten = 0
+
     # The method of a LogicalPlanVisitor that is called with nodes of this kind.
     visit_method: ClassVar[str] = "visit_node"
 
