@@ -38,6 +38,8 @@ from smallpond_mpi.execution.transport.local import local_pair
 from smallpond_mpi.execution.worker import Place
 from smallpond_mpi.logical.dataset import DataSet
 from smallpond_mpi.logical.node import Context, LogicalPlan, Node, NodeId, RootNode
+from smallpond_mpi.logical.node.base import topological
+from smallpond_mpi.logical.optimizer import Optimizer
 from smallpond_mpi.logical.planner import Planner
 
 JOIN_SECS = 30.0
@@ -135,7 +137,9 @@ class SessionBase:
         if self._is_shut_down:
             raise InvalidArgument("the session was shut down: call init() again")
         self._asked_for.update(dict.fromkeys(plans))
-        groups = [self._planner.plan_node(plan) for plan in plans]
+        # What is computed already stays as it is; SQL on SQL of what isn't becomes one query.
+        optimizer = Optimizer({node for node in topological(plans) if self._planner.is_planned(node)})
+        groups = [self._planner.plan_node(optimizer.visit(plan)) for plan in plans]
         targets = [task for group in groups for task in group]
         pending = [task for task in inputs_first(targets) if not task.is_done]
         if pending:

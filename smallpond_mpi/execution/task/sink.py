@@ -122,9 +122,10 @@ class DataSinkTask(Task):
             self.dataset = DataSet.merge(self.collect_output_files(pool))
         if self.publishes:
             self._publish(self.dataset)
-        self._output_files = (
-            [(path, os.path.getsize(path)) for path in self.dataset.resolved_paths] if self.type != "manifest" else []
-        )
+        own = (self.output_path + os.sep, self._sink_staging + os.sep)
+        self._output_files = [
+            (path, os.path.getsize(path)) for path in self.dataset.resolved_paths if path.startswith(own)
+        ]
         self.add_elapsed_time("output dump time (secs)")
         return True
 
@@ -175,10 +176,15 @@ class DataSinkTask(Task):
         """Make the files of `dataset` appear under the output path, and the manifest after them."""
         check_no_foreign_files(self.output_path, str(self.ctx.job_id), self.manifest_filename)
         self.obsolete_paths = [self._sink_staging]
+        placed: dict[str, str] = {}
+        final: list[str] = []
         sources = dataset.resolved_paths
-        names = distinct_names(sources)
-        final = sources if self.type == "manifest" else [os.path.join(self.output_path, name) for name in names]
-        placed = {} if self.type == "manifest" else dict(zip(names, sources, strict=True))
+        for name, source in zip(distinct_names(sources), sources, strict=True):
+            if self.type == "manifest" and not source.startswith(self._sink_staging + os.sep):
+                final.append(source)  # it stays where it is, unlike what was written out for lack of a file of its own
+                continue
+            placed[name] = source
+            final.append(os.path.join(self.output_path, name))
         stage = os.path.join(self._sink_staging, f"publish.{self.runtime_id}")
         shutil.rmtree(stage, ignore_errors=True)
         os.makedirs(stage)
@@ -192,8 +198,7 @@ class DataSinkTask(Task):
         if not self._publish_directory(stage):
             self._publish_files(stage, placed)
         fault_point("publish.done")
-        if self.type != "manifest":
-            self.dataset = dataset.renamed(final)
+        self.dataset = dataset.renamed(final)
 
     def _publish_directory(self, stage: str) -> bool:
         """One rename, if there is nothing at the output path."""
