@@ -57,6 +57,7 @@ class SessionBase:
         self._ctx = Context()
         self._asked_for: dict[Node, None] = {}
         self._failure: str | None = None
+        self._has_clamped = False
         self._is_shut_down = False
         check_data_root(config.resolved_data_root())
         self._runtime_ctx = _context_of(config)
@@ -143,7 +144,7 @@ class SessionBase:
         targets = [task for group in groups for task in group]
         pending = [task for task in inputs_first(targets) if not task.is_done]
         if pending:
-            self._check(pending)
+            self._check(pending, plans)
             pickle_by_value_what_lies_beside(script_dirs())
             try:
                 self._loop.run(targets)
@@ -155,12 +156,25 @@ class SessionBase:
             self._measure(plans, pending)
         return [[task.output for task in group] for group in groups]
 
-    def _check(self, tasks: Sequence[Task]) -> None:
+    def _check(self, tasks: Sequence[Task], plans: Sequence[Node]) -> None:
         """What can be known to be wrong before anything runs."""
         largest = _largest(self._loop.capacities.values())
+        nodes = LogicalPlan(self._ctx, RootNode(self._ctx, tuple(plans))).nodes
         for task in tasks:
             task.check_before_run()
+            node = nodes.get(NodeId(task.node_id))
+            if node is not None and node.cpu_limit_asked <= largest.cpus < task.cpu_limit:
+                self._clamp_cpus(node, task, largest.cpus)
             _check_resources(task, largest)
+
+    def _clamp_cpus(self, node: Node, task: Task, most: int) -> None:
+        """Nobody asked for these CPUs: a rule of ours did (8 for a GPU), which smaller ranks need not meet."""
+        if not self._has_clamped:
+            self._has_clamped = True
+            logger.warning(
+                "%s: %d CPUs a task, the default, are more than any rank has: using %d", node, task.cpu_limit, most
+            )
+        task._cpu_limit = most
 
     def _measure(self, plans: Sequence[Node], tasks: Sequence[Task]) -> None:
         """Give each node what its tasks measured."""
