@@ -251,6 +251,8 @@ class ExecutorCore:
                 assert_never(event)
 
     def _on_run(self, run: RunTask, now: float) -> None:
+        if run.attempt in self._attempts:
+            return  # said twice; one end will do for both
         lane = Lane.of(run.grant)
         resources = _resources_of(run.grant)
         attempt = _Attempt(run, lane, resources, now)
@@ -266,8 +268,6 @@ class ExecutorCore:
     def _problem(self, run: RunTask, resources: tuple[tuple[int, float], ...]) -> str:
         if self._heartbeat_secs is None or self._left:
             return "this executor has not been told of a job"
-        if run.attempt in self._attempts:
-            return f"attempt {run.attempt} is here already"
         unknown = [key for key, _ in resources if key not in self._resources]
         if unknown:
             return f"the grant {run.grant} is not of this rank, which has {self._capacity}"
@@ -355,6 +355,10 @@ class ExecutorCore:
         for attempt in reversed(back):
             child.line.remove(attempt)
             self._send_back(attempt, now)
+        if not child.line and child.state is ChildState.BUSY:
+            self._rest(child, now)  # even the first was still in its socket
+        elif not child.line and child.state is ChildState.DUMPING:
+            self._retire(child, now)
 
     def _send_back(self, attempt: _Attempt, now: float) -> None:
         """An attempt that a child had and never began waits again, as the first of its lane; or is over, if it was to stop."""

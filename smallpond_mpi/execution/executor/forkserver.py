@@ -169,7 +169,9 @@ class Server:
         if pid is None:
             return
         if signum == signal.SIGKILL:
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # without a session yet: the next line has it
+            with contextlib.suppress(
+                ProcessLookupError, PermissionError
+            ):  # without a session yet: the next line has it
                 os.killpg(pid, signum)
         kill_quietly([pid], signum)
 
