@@ -230,7 +230,7 @@ class DataFrame:
     def take(self, limit: int) -> list[Row]:
         """The first `limit` rows."""
         few = self if self._rows_in_memory() is not None else self.limit(limit)
-        return list(few.to_arrow().slice(0, limit).to_pylist())  # type: ignore[no-any-return]
+        return list(few.to_arrow().slice(0, limit).to_pylist())
 
     def take_all(self) -> list[Row]:
         """All rows."""

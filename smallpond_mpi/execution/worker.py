@@ -14,13 +14,10 @@ from typing import Any, NoReturn
 from smallpond_mpi.execution.executor.loop import ExecutorLoop
 from smallpond_mpi.execution.executor.sandbox import ForkServer
 from smallpond_mpi.execution.model import SCHEDULER_RANK, Capacity, Rank
+from smallpond_mpi.execution.transport import EPOLL_SECS, nap_secs
 from smallpond_mpi.platform import discover
 from smallpond_mpi.platform.binding import launched_by_mpi
 
-SPIN_SECS = 0.001
-BUSY_SECS = 0.001
-REST_SECS = 0.010
-REST_AFTER_SECS = 1.0
 FINALIZE_SECS = 10.0
 
 
@@ -49,12 +46,14 @@ class Place:
         try:
             last_news = time.monotonic()
             while not executor.finished:
-                idle = time.monotonic() - last_news
-                wait = 0.0 if idle < SPIN_SECS else BUSY_SECS if idle < REST_AFTER_SECS else REST_SECS
-                if executor.step(wait):
+                if executor.step(0.0):
                     last_news = time.monotonic()
-                elif wait == 0.0:
-                    os.sched_yield()
+                    continue
+                nap = nap_secs(time.monotonic() - last_news)
+                if nap < EPOLL_SECS:
+                    time.sleep(nap)
+                elif executor.step(nap):
+                    last_news = time.monotonic()
         finally:
             executor.close()
         _flush()

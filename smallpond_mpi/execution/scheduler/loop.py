@@ -66,11 +66,8 @@ from smallpond_mpi.execution.scheduler.core import SchedulerCore
 from smallpond_mpi.execution.scheduler.intake import Lineage, files_of_state_are_there, take_in
 from smallpond_mpi.execution.scheduler.observe import Observer
 from smallpond_mpi.execution.task.base import Task
-from smallpond_mpi.execution.transport import PeerGone, Received, Transport
+from smallpond_mpi.execution.transport import EPOLL_SECS, PeerGone, Received, Transport, nap_secs
 
-BUSY_SECS = 0.001
-REST_SECS = 0.010
-SPIN_SECS = 0.001
 POLLING_GAP_SECS = 2.0
 """After so long without a poll the silence of ranks is ours, not theirs."""
 
@@ -193,22 +190,20 @@ class SchedulerLoop:
         deadline = self._core.next_deadline()
         if deadline is not None and deadline <= self._clock():
             self._handle(events.TimePassed())
-        self._send()
+        sent = self._send()
         stepped = self._executor.step(0.0)
         now = self._clock()
         self._journal.flush(now)
         self._observer.tick(now)
-        if came or stepped:
+        if came or sent or stepped:
             self._last_news = now
             return
-        idle = now - self._last_news
-        if idle < SPIN_SECS:
-            os.sched_yield()
-            return
-        wait = BUSY_SECS if self._finished is None and idle < 1.0 else REST_SECS
+        nap = nap_secs(now - self._last_news)
         if deadline is not None:
-            wait = max(0.0, min(wait, deadline - now))
-        if self._executor.step(wait):
+            nap = min(nap, max(0.0, deadline - now))
+        if nap < EPOLL_SECS:
+            time.sleep(nap)
+        elif self._executor.step(nap):
             self._last_news = self._clock()
 
     def _drain(self) -> None:
@@ -418,7 +413,10 @@ class SchedulerLoop:
     def _say(self, rank: Rank, message: Message) -> None:
         self._outbox.setdefault(rank, []).append(message)
 
-    def _send(self) -> None:
+    def _send(self) -> bool:
+        """One frame to each rank that there is something to tell; whether there was any."""
+        if not self._outbox:
+            return False
         for rank, messages in self._outbox.items():
             frame = encode(messages)
             if rank == SCHEDULER_RANK:
@@ -426,6 +424,7 @@ class SchedulerLoop:
             elif self._remote is not None:
                 self._remote.send(rank, frame)
         self._outbox.clear()
+        return True
 
     # the end
 

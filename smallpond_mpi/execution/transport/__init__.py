@@ -23,6 +23,23 @@ class PeerGone:
     reason: str
 
 
+MIN_NAP_SECS = 0.00005
+MAX_NAP_SECS = 0.010
+NAP_SHARE = 0.05
+EPOLL_SECS = 0.001
+"""The shortest sleep that a wait on file descriptors knows: shorter naps don't watch the children."""
+
+
+def nap_secs(idle_secs: float) -> float:
+    """How long to sleep before the next poll, nothing having come for `idle_secs`.
+
+    A twentieth of the silence so far: what comes is late by at most 5% of the time it took, short tasks turn round in well under a
+    millisecond, and a rank at rest polls a hundred times a second. (A blocking receive would take a whole core; yielding the core
+    without sleeping takes it from the child that is to answer: 4 ms a round trip on busy cores, measured.)
+    """
+    return min(MAX_NAP_SECS, max(MIN_NAP_SECS, idle_secs * NAP_SHARE))
+
+
 class Transport(Protocol):
     """Sends whole frames of any size, polls for what has come, never blocks."""
 
