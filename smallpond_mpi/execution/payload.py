@@ -40,6 +40,7 @@ from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.execution.workqueue import WorkItem, WorkQueue
 
+PACKAGE_DIR = os.path.join(os.path.dirname(os.path.abspath(common.__file__)), "")
 MAX_INLINE_BYTES = 64 * MB
 """What is larger goes by file, with its path in the message."""
 
@@ -359,8 +360,23 @@ def failure_of(task: Task, host: str, rank: int) -> Failure:
 
 
 def _describe(error: BaseException, host: str, rank: int) -> Failure:
-    text = "".join(traceback.format_exception(error))
-    return Failure(kind_of(error), type(error).__name__, _message_of(error), text, "", host, rank)
+    return Failure(kind_of(error), type(error).__name__, _message_of(error), traceback_of_user(error), "", host, rank)
+
+
+def traceback_of_user(error: BaseException) -> str:
+    """The traceback of an exception from the first frame on that is not ours: how the engine got there is of no use to who wrote the function."""
+    shown = traceback.TracebackException.from_exception(error)
+    stack: list[traceback.TracebackException | None] = [shown]
+    seen: set[int] = set()
+    while stack:
+        one = stack.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        theirs = next((index for index, frame in enumerate(one.stack) if not frame.filename.startswith(PACKAGE_DIR)), 0)
+        del one.stack[:theirs]
+        stack += [one.__cause__, one.__context__, *(one.exceptions or ())]
+    return "".join(shown.format())
 
 
 def _load(data: bytes | str) -> Any:

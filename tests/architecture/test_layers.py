@@ -86,6 +86,7 @@ LAYERS: list[tuple[str, list[str], set[str]]] = [
             "execution.executor.loop",
             "execution.scheduler.intake",
             "execution.scheduler.observe",
+            "execution.scheduler.story",
             "execution.scheduler.loop",
             "execution.worker",
         ],

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import assert_never
 
-from smallpond_mpi.common import BadInput, CannotPickle, JobFailed
+from smallpond_mpi.common import CannotPickle, JobFailed
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.executor.loop import ExecutorLoop
 from smallpond_mpi.execution.journal import Accepted, Checkpointed, Journal, Restored
@@ -65,6 +65,7 @@ from smallpond_mpi.execution.scheduler.commands import (
 from smallpond_mpi.execution.scheduler.core import SchedulerCore
 from smallpond_mpi.execution.scheduler.intake import Lineage, files_of_state_are_there, take_in
 from smallpond_mpi.execution.scheduler.observe import Observer
+from smallpond_mpi.execution.scheduler.story import error_of
 from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.transport import EPOLL_SECS, PeerGone, Received, Transport, nap_secs
 
@@ -165,7 +166,7 @@ class SchedulerLoop:
         """End everything that runs, and come back when it has ended."""
         self._handle(events.StopRequested(reason))
         deadline = self._clock() + 5.0
-        while self._finished is None and self._clock() < deadline:
+        while self._finished is None and self._core.n_unfinished and self._clock() < deadline:
             self._turn()
 
     def shut_down(self, deadline_secs: float = 5.0) -> None:
@@ -429,35 +430,18 @@ class SchedulerLoop:
     # the end
 
     def _story_of(self, task_id: TaskId, reason: str, tasks: dict[TaskId, Task]) -> Exception:
-        """The error that the user sees: the task, its place in the script, what every attempt died of."""
+        """The error that the user sees; the planned task is told what became of it."""
         task = tasks.get(task_id)
         failures = self._failures.pop(task_id, [])
         if task is None:
             return JobFailed(reason)
-        last = failures[-1] if failures else None
-        if last is not None:
-            task.exception = exception_of(last)
-            task.status = WorkStatus.FAILED if last.type_name == "Failed" else WorkStatus.CRASHED
         task.fail_count = len(failures)
-        where = f" of {task.location}" if task.location else ""
-        partitions = ", ".join(str(info) for info in task.partition_infos)
-        lines = []
-        if last is None:
-            return JobFailed(f"{task.key} ({partitions}){where} was given up: {reason}")
-        on = f" on rank {last.rank} ({last.host})" if last.rank >= 0 else ""
-        times = f" after {len(failures)} attempts" if len(failures) > 1 else ""
-        lines.append(f"{task.key} ({partitions}){where} failed{times}{on}: {last.type_name}: {last.message}")
-        if reason and last.message not in reason and reason not in last.message:
-            lines.append(f"given up: {reason}")
-        if last.traceback and last.kind is not FailureKind.BAD_INPUT:
-            lines.append(last.traceback.rstrip())
-        if last.log_tail:
-            lines.append(
-                f"the end of what it printed ({self._ctx.paths.rank_log(last.rank)}):\n{last.log_tail.rstrip()}"
-            )
-        text = "\n".join(lines)
-        own = exception_of(last)
-        return type(own)(text) if isinstance(own, BadInput) else JobFailed(text)
+        if not failures:
+            return error_of(task, (), reason)
+        last = failures[-1]
+        task.exception = exception_of(last)
+        task.status = WorkStatus.FAILED if last.type_name == "Failed" else WorkStatus.CRASHED
+        return error_of(task, failures, reason, self._ctx.paths.rank_log(last.rank))
 
 
 def remove_staging(path: str) -> None:

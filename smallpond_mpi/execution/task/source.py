@@ -1,13 +1,14 @@
 """Where data comes in: files are named, everything else is written to Parquet once, so that all tasks can read it."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from smallpond_mpi.common import DEFAULT_ROW_GROUP_SIZE, InvalidArgument
+from smallpond_mpi.common import DEFAULT_ROW_GROUP_SIZE, InputNotFound, InvalidArgument
 from smallpond_mpi.execution.context import RuntimeContext
+from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin
 from smallpond_mpi.execution.task.output import copy_to_parquet, write_table, written_dataset
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
@@ -15,6 +16,9 @@ from smallpond_mpi.logical.dataset import ArrowTableDataSet, PandasDataSet, SqlQ
 
 if TYPE_CHECKING:
     from smallpond_mpi.logical.dataset import DataSet, FileFacts
+
+MAX_PATHS_LOOKED_FOR = 1000
+"""So many files are looked for before anything runs: it costs a fraction of a second. Of more, the first task that reads finds what is missing."""
 
 
 class DataSourceTask(ExecSqlQueryMixin):
@@ -46,6 +50,19 @@ class DataSourceTask(ExecSqlQueryMixin):
     def self_contained_output(self) -> bool:
         return not self.runs_here
 
+    def check_before_run(self) -> None:
+        dataset = self.source
+        if isinstance(dataset, (ArrowTableDataSet, PandasDataSet, SqlQueryDataSet)):
+            return
+        try:
+            few = len(dataset.absolute_paths) <= MAX_PATHS_LOOKED_FOR
+            # What a pattern matches now is what it means to every task of the job.
+            files = dataset.resolved_paths if few or not self.runs_here else []
+            if few and is_read(self):
+                check_files_exist(files)
+        except InputNotFound as error:
+            raise InputNotFound(f"{error} (read at {self.location})") from None
+
     def run(self) -> bool:
         dataset = self.source
         if isinstance(dataset, SqlQueryDataSet):
@@ -54,7 +71,6 @@ class DataSourceTask(ExecSqlQueryMixin):
             self.dataset = self._write(dataset)
         else:
             if not self.runs_here:
-                # What a pattern matches now is what it means to every task of the job.
                 _ = dataset.resolved_paths
             self.dataset = dataset
         return True
@@ -82,3 +98,26 @@ class DataSourceTask(ExecSqlQueryMixin):
 def _may_be_many(path: str) -> bool:
     """Whether only the file system can tell which files a path stands for: patterns, and names that may be directories."""
     return has_magic(path) or ("://" not in path and not os.path.splitext(path)[1])
+
+
+def is_read(task: Task) -> bool:
+    """Whether a task that needs more than the names of this one's files comes after it, or nothing at all (then a user asked for its rows)."""
+    seen: set[int] = set()
+    stack = [task]
+    while stack:
+        for group in stack.pop()._groups:
+            for dependant in group.dependants:
+                if not dependant.runs_here and getattr(dependant, "type", None) != "manifest":
+                    return True
+                if dependant.runs_here and dependant.id not in seen:
+                    seen.add(dependant.id)
+                    stack.append(dependant)
+    return not task._groups
+
+
+def check_files_exist(paths: Sequence[str]) -> None:
+    """Raise InputNotFound for the first file that is not there. `protocol://` paths are left to whoever reads them."""
+    missing = [path for path in paths if "://" not in path and not os.path.exists(path)]
+    if missing:
+        more = f" (nor do {len(missing) - 1} more of the {len(paths)} files)" if len(missing) > 1 else ""
+        raise InputNotFound(f"input file {missing[0]!r} does not exist{more}")

@@ -1,0 +1,43 @@
+"""The error that the user sees when a task was given up: what is wrong first, then which task, which line of the script, where it ran, what it printed."""
+
+from collections.abc import Sequence
+
+from smallpond_mpi.common import BadInput, DataRootUnusable, JobFailed, SmallpondError
+from smallpond_mpi.execution.model import Failure, FailureKind
+from smallpond_mpi.execution.payload import exception_of
+from smallpond_mpi.execution.task.base import Task
+
+
+def error_of(task: Task, failures: Sequence[Failure], reason: str, log_path: str = "") -> SmallpondError:
+    """What to raise on rank 0 for a task that was given up for `reason`, after these failures.
+
+    `log_path` is the log of the rank of the last one. What came from the user's input or from the data root is raised as what it is;
+    everything else is JobFailed.
+    """
+    if not failures:
+        return JobFailed(f"{described(task)} was given up: {reason}")
+    last = failures[-1]
+    own = exception_of(last)
+    kept = isinstance(own, (BadInput, DataRootUnusable))
+    lines = [last.message if kept else f"{last.type_name}: {last.message}".removesuffix(": "), _outcome(task, failures)]
+    if last.kind is not FailureKind.BAD_INPUT:
+        if len(failures) == 1 and reason and last.message not in reason and reason not in last.message:
+            lines.append(f"given up: {reason}")
+        lines.append(last.traceback.rstrip())
+    if last.log_tail.strip():
+        lines.append(f"the end of what it printed ({log_path}):\n{last.log_tail.rstrip()}")
+    text = "\n".join(filter(None, lines))
+    return type(own)(text) if kept else JobFailed(text)
+
+
+def described(task: Task) -> str:
+    """A task, its part of the data, its place in the script."""
+    where = f" of {task.location}" if task.location else ""
+    return f"{task.key} ({', '.join(map(str, task.partition_infos))}){where}"
+
+
+def _outcome(task: Task, failures: Sequence[Failure]) -> str:
+    last = failures[-1]
+    on = f" on rank {last.rank} ({last.host})" if last.rank >= 0 else ""
+    times = f"failed {len(failures)} times, at last" if len(failures) > 1 else "failed"
+    return f"  {described(task)} {times}{on}"
