@@ -19,7 +19,7 @@ from typing import Any
 
 import cloudpickle
 
-from smallpond_mpi.common import DataRootUnusable, InvalidArgument, ResourcesUnavailable
+from smallpond_mpi.common import DataRootUnusable, InvalidArgument, JobOwned, ResourcesUnavailable
 from smallpond_mpi.config import Config
 from smallpond_mpi.execution.context import JobId, RuntimeContext
 from smallpond_mpi.execution.executor.loop import ExecutorLoop
@@ -36,6 +36,7 @@ from smallpond_mpi.execution.scheduler.policy import Policy
 from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.transport.local import local_pair
 from smallpond_mpi.execution.worker import Place
+from smallpond_mpi.faults import fault_point
 from smallpond_mpi.logical.dataset import DataSet
 from smallpond_mpi.logical.node import Context, LogicalPlan, Node, NodeId, RootNode
 from smallpond_mpi.logical.node.base import topological
@@ -79,11 +80,10 @@ class SessionBase:
         self._journal = Journal(ctx.paths, restored.epoch)
         ctx.sched_epoch = restored.epoch
         if restored.started is not None:
-            ctx.random_seed = restored.started.random_seed
             ctx.job_time = datetime.fromtimestamp(restored.started.job_time)
-        settings = {name: value for name, value in asdict(config).items() if name not in ("job_time", "data_root")}
-        self._journal.append(EpochStarted(ctx.random_seed, ctx.job_time.timestamp(), settings))
-        self._journal.sync(time.monotonic())
+            if config.random_seed is None:
+                ctx.random_seed = restored.started.random_seed
+        restored.use_seed(ctx.random_seed)
         scheduler_end, executor_end = local_pair()
         executor = ExecutorLoop(
             executor_end,
@@ -117,6 +117,11 @@ class SessionBase:
         self._loop.wait_for_ranks(place.size, JOIN_SECS)
         ctx.num_executors = max(1, len(self._loop.capacities))
         ctx.num_slots = max(1, sum(len(capacity.cpus) for capacity in self._loop.capacities.values()))
+        if restored.started is not None:
+            ctx.num_slots = restored.started.num_slots
+        settings = {name: value for name, value in asdict(config).items() if name not in ("job_time", "data_root")}
+        self._journal.append(EpochStarted(ctx.random_seed, ctx.job_time.timestamp(), ctx.num_slots, settings))
+        self._journal.sync(time.monotonic())
         self._planner = Planner(ctx)
 
     def _welcome(self) -> Welcome:
@@ -210,23 +215,37 @@ class SessionBase:
         if self._is_shut_down:
             return
         self._is_shut_down = True
-        ctx = self._runtime_ctx
         try:
-            if self._failure is not None:
-                self._loop.stop(self._failure)
-            self._loop.shut_down()
-            self._journal.append(JobEnded(self._failure is None))
-            self._journal.close(time.monotonic())
-            if self._failure is None and not self._config.keep_intermediate:
-                for root in self._loop.user_staging_roots:
-                    sweep_staging(root, str(ctx.job_id))
-                ctx.cleanup(remove_output_root=self._config.remove_output_root)
-            with open(ctx.job_status_path, "w") as file:
-                file.write("success\n" if self._failure is None else f"failure: {self._failure}\n")
-            self._observer.close(self._failure)
+            try:
+                if self._failure is not None:
+                    self._loop.stop(self._failure)
+            finally:
+                self._loop.shut_down()
+            self._close_journal()
+        except (DataRootUnusable, JobOwned) as error:
+            if self._failure is None:
+                self._failure = f"{type(error).__name__}: {error}"
+                raise
         finally:
+            self._observer.close(self._failure)
             self._lease.release()
             self._place.leave()
+
+    def _close_journal(self) -> None:
+        """Write down that the job ended. Only then, and only while no later epoch has begun, goes what it needed."""
+        ctx = self._runtime_ctx
+        self._journal.append(JobEnded(self._failure is None))
+        self._journal.close(time.monotonic())
+        fault_point("job.ended")
+        if self._failure is None and not self._config.keep_intermediate:
+            for root in self._loop.user_staging_roots:
+                sweep_staging(root, str(ctx.job_id))
+            ctx.cleanup(remove_output_root=self._config.remove_output_root)
+        try:
+            with open(ctx.job_status_path, "w") as file:
+                file.write("success\n" if self._failure is None else f"failure: {self._failure}\n")
+        except OSError as error:
+            raise DataRootUnusable(error.errno, f"{ctx.job_status_path} can't be written: {error.strerror}") from None
 
 
 def check_data_root(data_root: str) -> None:

@@ -1,11 +1,11 @@
 """What rank 0 writes down so that a job can go on after anything died: one append-only file an epoch, one writer each.
 
     file   = magic, record*
-    record = length (4 bytes), CRC-32 of the body (4 bytes), body (pickle of one of the dataclasses below)
+    record = length (4 bytes), CRC-32 of the body (4 bytes), body (pickle of one of the classes below)
 
-A torn tail is where a log ends. Records are written at once and synced at most once a second: what a crash of the machine takes with it is
-computed again. A file is claimed by exclusive creation, so a scheduler that was believed dead can't write into its successor's epoch; it
-finds the newer file at its next sync and stops.
+A torn tail is where a log ends. Records are written before anything is built on them, and synced at most once a second: what a crash of the
+machine takes with it is computed again. A file is claimed by exclusive creation, so a scheduler that was believed dead can't write into its
+successor's epoch; it finds the newer file at its next sync and stops.
 """
 
 import os
@@ -16,9 +16,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from smallpond_mpi.common import JobOwned
+from smallpond_mpi.common import DataRootUnusable, JobOwned
 from smallpond_mpi.execution.model import TaskRuntimeId
 from smallpond_mpi.execution.paths import JobPaths
+from smallpond_mpi.faults import fault_point
 
 MAGIC = b"smallpond_mpi journal 1\n"
 _FRAME = struct.Struct("<II")
@@ -27,10 +28,14 @@ SYNC_INTERVAL_SECS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class EpochStarted:
-    """First record of an epoch: what must be the same in all epochs of a job."""
+    """First record of an epoch: what must be the same in all epochs of a job.
+
+    `num_slots` decides how many tasks share a shuffle: a job that goes on with fewer ranks must plan the same tasks.
+    """
 
     random_seed: int
     job_time: float
+    num_slots: int = 1
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -89,6 +94,12 @@ class Restored:
     checkpoints: dict[bytes, Checkpointed] = field(default_factory=dict)
     ended: bool = False
 
+    def use_seed(self, random_seed: int) -> None:
+        """Go on with this seed. Another one than before makes it another job under the same id: nothing is taken up."""
+        if self.started is not None and self.started.random_seed != random_seed:
+            self.accepted.clear()
+            self.checkpoints.clear()
+
 
 def restore(paths: JobPaths) -> Restored:
     """Read the journal of a job. One that had ended with success begins anew: of it only the epochs count."""
@@ -97,8 +108,9 @@ def restore(paths: JobPaths) -> Restored:
         restored.epoch = epoch + 1
         for record in read_records(paths.journal_of(epoch)):
             match record:
-                case EpochStarted():
-                    restored.started = restored.started or record
+                case EpochStarted(random_seed):
+                    restored.use_seed(random_seed)
+                    restored.started = record
                     restored.ended = False
                 case Accepted():
                     restored.accepted[record.fingerprint] = record
@@ -125,6 +137,7 @@ class Journal:
 
     Raises:
         JobOwned: another scheduler claimed this epoch, or a later one, since.
+        DataRootUnusable: it can't be written (a full disk, say).
     """
 
     def __init__(self, paths: JobPaths, epoch: int) -> None:
@@ -133,8 +146,10 @@ class Journal:
         self._buffer: list[bytes] = []
         self._unsynced = False
         self._last_sync = 0.0
-        os.makedirs(paths.journal, mode=0o700, exist_ok=True)
+        self._size = 0
+        fault_point("journal.claim")
         try:
+            os.makedirs(paths.journal, mode=0o700, exist_ok=True)
             self._fd = os.open(
                 paths.journal_of(epoch), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600
             )
@@ -142,7 +157,10 @@ class Journal:
             raise JobOwned(
                 f"job {paths.job}: another process has just claimed epoch {epoch}: one scheduler at a time runs a job"
             ) from None
-        os.write(self._fd, MAGIC)
+        except OSError as error:
+            raise self._unusable(error) from None
+        fault_point("journal.claimed")
+        self._write(MAGIC)
 
     def append(self, record: Record) -> None:
         """Remember a record; it is written at the next flush."""
@@ -153,19 +171,35 @@ class Journal:
     def flush(self, now: float) -> None:
         """Write what was appended; sync if the last sync is long enough ago. `now` is any monotonic clock, in seconds."""
         if self._buffer:
-            data = memoryview(b"".join(self._buffer))
+            fault_point("journal.append")
+            self._write(b"".join(self._buffer))
             self._buffer.clear()
-            while data:
-                data = data[os.write(self._fd, data) :]
             self._unsynced = True
+            fault_point("journal.appended")
         if self._unsynced and now - self._last_sync >= SYNC_INTERVAL_SECS:
             self.sync(now)
 
+    def _write(self, content: bytes) -> None:
+        """Add to the file, all or nothing: a record behind a torn one would never be found."""
+        data = memoryview(content)
+        try:
+            while data:
+                data = data[os.write(self._fd, data) :]
+        except OSError as error:
+            os.ftruncate(self._fd, self._size)
+            raise self._unusable(error) from None
+        self._size += len(content)
+
     def sync(self, now: float) -> None:
-        """Make sure that what was written stays, and that this scheduler is still the job's."""
-        os.fdatasync(self._fd)
-        self._unsynced = False
+        """Write what was appended, make sure that it stays, and that this scheduler is still the job's."""
         self._last_sync = now
+        if self._buffer:
+            self.flush(now)
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            raise self._unusable(error) from None
+        self._unsynced = False
         self.check_newest()
 
     def check_newest(self) -> None:
@@ -176,6 +210,15 @@ class Journal:
             )
 
     def close(self, now: float) -> None:
-        self.flush(now)
-        os.fdatasync(self._fd)
-        os.close(self._fd)
+        """Write and sync all; the file is closed whatever happens."""
+        try:
+            self.sync(now)
+        finally:
+            os.close(self._fd)
+
+    def _unusable(self, error: OSError) -> DataRootUnusable:
+        return DataRootUnusable(
+            error.errno,
+            f"the journal of job {self._paths.job} in {self._paths.journal} can't be written: {error.strerror}; make room (or make it "
+            f"writable) and start the job again with the same id: it goes on where it was",
+        )

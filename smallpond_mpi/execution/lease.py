@@ -6,6 +6,7 @@ file: if it changes within two periods of the newcomer's own clock, the owner li
 
 import fcntl
 import json
+import logging
 import os
 import socket
 import threading
@@ -14,8 +15,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
 from smallpond_mpi.common import JobOwned
+from smallpond_mpi.faults import fault_point
 
 PERIOD_SECS = 5.0
+_FILE_BYTES = 1024
+_LOOKS = 9
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +57,12 @@ class Lease:
         self._fd = fd
         self._owner = owner
         self._released = threading.Event()
+        self._writing = threading.Lock()  # the descriptor's number may belong to another file once it is closed
         self._count = 0
-        self._renew()
-        threading.Thread(target=self._keep_renewing, name="lease", daemon=True).start()
+        self.renew()
+        os.register_at_fork(after_in_child=self._let_go)
+        self._thread = threading.Thread(target=self._keep_renewing, name="lease", daemon=True)
+        self._thread.start()
 
     @classmethod
     def take(cls, path: str, env: Mapping[str, str], sleep: Callable[[float], None] = time.sleep) -> "Lease":
@@ -63,53 +72,101 @@ class Lease:
             JobOwned: a live process is; the message names it.
         """
         me = this_process(env)
+        fault_point("lease.take")
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = _read(path)[0]
+            is_locked = _try_lock(fd)
+            owner, seen = _read(path)
+            if is_locked is False:
+                raise _owned(path, owner)
+            # The kernel of this host has said that nobody here holds it. Where it can't say, or for a process elsewhere, time tells.
+            if (
+                owner is not None
+                and (is_locked is None or owner.boot_id != me.boot_id)
+                and _is_renewed(path, seen, sleep)
+            ):
+                raise _owned(path, owner)
+            lease = cls(path, fd, me)
+        except BaseException:
             os.close(fd)
-            raise _owned(path, owner) from None
-        except OSError:
-            # No locks on this file system: the watch below has to do.
-            pass
-        owner, seen = _read(path)
-        if owner is not None and owner.boot_id != me.boot_id:
-            deadline = 2 * PERIOD_SECS
-            step = PERIOD_SECS / 4
-            while deadline > 0:
-                sleep(step)
-                deadline -= step
-                if _read(path)[1] != seen:
-                    os.close(fd)
-                    raise _owned(path, owner)
-        return cls(path, fd, me)
+            raise
+        fault_point("lease.taken")
+        return lease
 
-    def _renew(self) -> None:
-        self._count += 1
-        text = json.dumps(asdict(self._owner) | {"renewed": self._count}).encode().ljust(1024)
-        os.pwrite(self._fd, text, 0)
+    def renew(self) -> bool:
+        """Show that this process lives. False if the lease is another's by now: that one took this process for dead."""
+        with self._writing:
+            if self._released.is_set():
+                return False
+            if self._count and not self._is_mine():
+                return False
+            self._count += 1
+            text = json.dumps(asdict(self._owner) | {"renewed": self._count}).encode().ljust(_FILE_BYTES)
+            os.pwrite(self._fd, text, 0)
+            return True
+
+    def _is_mine(self) -> bool:
+        owner, _ = _parse(os.pread(self._fd, _FILE_BYTES, 0).decode(errors="replace"))
+        return owner is None or owner.nonce == self._owner.nonce
 
     def _keep_renewing(self) -> None:
         while not self._released.wait(PERIOD_SECS):
-            self._renew()
+            try:
+                if not self.renew():
+                    return
+            except OSError as error:  # a file system that hiccups: the next time may be better, and the journal's epoch guards the job
+                logger.warning("%s can't be renewed: %s", self._path, error)
+
+    def _let_go(self) -> None:
+        """In a process forked from this one: a lock lasts as long as anybody has the file open."""
+        if not self._released.is_set():
+            self._released.set()
+            os.close(self._fd)
 
     def release(self) -> None:
-        """Let the next one in at once."""
-        self._released.set()
-        os.ftruncate(self._fd, 0)
-        os.close(self._fd)
+        """Let the next one in at once. Does nothing the second time."""
+        with self._writing:
+            if self._released.is_set():
+                return
+            self._released.set()
+            if self._is_mine():
+                os.ftruncate(self._fd, 0)
+            os.close(self._fd)
+        self._thread.join()
+
+
+def _try_lock(fd: int) -> bool | None:
+    """Whether the kernel gave the lock; None where it can't tell: no locks on this file system."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _is_renewed(path: str, seen: str, sleep: Callable[[float], None]) -> bool:
+    """Whether somebody renews the file, watched for a bit more than two periods."""
+    for _ in range(_LOOKS):
+        sleep(2 * PERIOD_SECS / (_LOOKS - 1))
+        if _read(path)[1] != seen:
+            return True
+    return False
 
 
 def _read(path: str) -> tuple[Owner | None, str]:
     """Who is written down, and the text itself: it changes with each renewal."""
-    with open(path) as file:
-        text = file.read()
+    with open(path, errors="replace") as file:
+        return _parse(file.read())
+
+
+def _parse(text: str) -> tuple[Owner | None, str]:
     try:
         values = json.loads(text)
         values.pop("renewed", None)
         return Owner(**values), text
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, AttributeError):
         return None, text
 
 

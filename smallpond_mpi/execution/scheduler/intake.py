@@ -72,7 +72,7 @@ class Lineage:
 
 
 def inputs_first(targets: Iterable[Task]) -> list[Task]:
-    """Everything that the targets need, each after its inputs; tasks that are done end the search."""
+    """Everything that the targets need, each after its inputs; tasks that are done end the search, what they were made from does not count."""
     order: list[Task] = []
     seen: set[int] = set()
     groups: set[int] = set()
@@ -86,6 +86,8 @@ def inputs_first(targets: Iterable[Task]) -> list[Task]:
             continue
         seen.add(task.id)
         stack.append((task, True))
+        if task.is_done:
+            continue
         if id(task._deps) not in groups:
             groups.add(id(task._deps))
             stack.extend((dep, False) for dep in reversed(task._deps.tasks) if dep.id not in seen)
@@ -107,18 +109,19 @@ def take_in(
     order = inputs_first(targets)
     pending = [task for task in order if task.status is not WorkStatus.SUCCEED]
     records = _records_that_count(pending, restored, lineage)
-    rerun = _tasks_to_run(targets, pending, records, files_are_there)
-    checkpoints = _checkpoints_that_count(pending, rerun, restored, lineage)
+    needed, stale = _needed_and_stale(targets, pending, records, files_are_there)
+    checkpoints = _checkpoints_that_count(pending, needed & stale, restored, lineage)
     # Lineages were taken as if every record counted: those of tasks that run again come anew when they are accepted.
     lineage.forget(pending)
     done: list[Task] = []
     run: list[Task] = []
     for task in pending:
-        if task.id in rerun:
+        if task.id not in needed:
+            continue  # if somebody needs it later it is looked at anew: nobody has looked for its files
+        if task.id in stale or task.runs_here:
             run.append(task)
-            continue
-        done.append(task)
-        if task.id in records:
+        else:
+            done.append(task)
             take_up(task, records[task.id])
     return Intake(run, done, _specs(run, new_id), checkpoints)
 
@@ -138,62 +141,75 @@ def _records_that_count(pending: list[Task], restored: Restored, lineage: Lineag
 
 
 def _checkpoints_that_count(
-    pending: list[Task], rerun: set[int], restored: Restored, lineage: Lineage
+    pending: list[Task], stale: set[int], restored: Restored, lineage: Lineage
 ) -> dict[TaskId, bytes]:
     """How far attempts of earlier epochs got, for tasks whose inputs are still the same outputs."""
     if not restored.checkpoints:
         return {}
     found: dict[TaskId, bytes] = {}
     for task in pending:
-        checkpoint = restored.checkpoints.get(lineage.fingerprint(task)) if task.id in rerun else None
+        checkpoint = restored.checkpoints.get(lineage.fingerprint(task)) if task.id in stale else None
         if (
             checkpoint is None
             or checkpoint.inputs != lineage.inputs(task)
-            or any(dep.id in rerun for dep in task._deps.tasks)
+            or any(dep.id in stale for dep in task._deps.tasks)
         ):
             continue
         found[task.id] = checkpoint.state
     return found
 
 
-def _tasks_to_run(
+def _needed_and_stale(
     targets: Sequence[Task], pending: list[Task], records: dict[int, Accepted], files_are_there: Callable[[bytes], bool]
-) -> set[int]:
-    """Ids of the tasks that must run: those needed whose output can't be taken up, and all below them."""
+) -> tuple[set[int], set[int]]:
+    """Ids of the tasks whose output is needed, and of those that can't be taken up: no record or no files, and all below them."""
+    pending_ids: set[int] = {task.id for task in pending}
     if not records:
-        return {task.id for task in pending}
-    pending_ids = {task.id for task in pending}
-    lost: set[int] = set()  # output is gone, or was never there
+        return pending_ids, pending_ids
+    lost: set[int] = set()  # recorded, but the files are gone
     checked: set[int] = set()
     while True:
-        stale = set(lost)
-        for task in pending:  # inputs first: staleness goes down in one pass
-            if task.id in stale:
-                continue
-            no_record = task.id not in records and not task.runs_here
-            if no_record or any(dep.id in stale for dep in task._deps.tasks):
-                stale.add(task.id)
-        needed: set[int] = set()
-        groups: set[int] = set()
-        stack = [task for task in targets if task.id in pending_ids]
-        while stack:
-            task = stack.pop()
-            if task.id in needed:
-                continue
-            needed.add(task.id)
-            # What rank 0 runs itself has no record: it runs again if somebody needs it, and so it needs its inputs.
-            if (task.id in stale or task.runs_here) and id(task._deps) not in groups:
-                groups.add(id(task._deps))
-                stack.extend(dep for dep in task._deps.tasks if dep.id in pending_ids)
+        stale = _stale_tasks(pending, records, lost)
+        needed = _needed_tasks(targets, pending_ids, stale)
         missing = {
             task_id
             for task_id in needed - stale - checked
             if task_id in records and not files_are_there(records[task_id].state)
         }
-        checked |= needed
+        checked |= needed - stale
         if not missing:
-            return {task.id for task in pending if task.id in needed and (task.id in stale or task.runs_here)}
+            return needed, stale
         lost |= missing
+
+
+def _stale_tasks(pending: list[Task], records: dict[int, Accepted], lost: set[int]) -> set[int]:
+    """What can't be taken up: there is no record, the files are gone, or an input can't be."""
+    stale: set[int] = set()
+    of_group: dict[int, bool] = {}  # consumers of the same inputs share the answer
+    for task in pending:  # inputs first: staleness goes down in one pass
+        group = id(task._deps)
+        if group not in of_group:
+            of_group[group] = any(dep.id in stale for dep in task._deps.tasks)
+        if of_group[group] or task.id in lost or (task.id not in records and not task.runs_here):
+            stale.add(task.id)
+    return stale
+
+
+def _needed_tasks(targets: Sequence[Task], pending_ids: set[int], stale: set[int]) -> set[int]:
+    """The targets, and the inputs of what has to run for them."""
+    needed: set[int] = set()
+    groups: set[int] = set()
+    stack = [task for task in targets if task.id in pending_ids]
+    while stack:
+        task = stack.pop()
+        if task.id in needed:
+            continue
+        needed.add(task.id)
+        # What rank 0 runs itself has no record: it runs again if somebody needs it, and so it needs its inputs.
+        if (task.id in stale or task.runs_here) and id(task._deps) not in groups:
+            groups.add(id(task._deps))
+            stack.extend(dep for dep in task._deps.tasks if dep.id in pending_ids)
+    return needed
 
 
 def files_of_state_are_there(state: bytes) -> bool:

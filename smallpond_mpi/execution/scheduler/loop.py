@@ -68,6 +68,7 @@ from smallpond_mpi.execution.scheduler.observe import Observer
 from smallpond_mpi.execution.scheduler.story import error_of
 from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.transport import EPOLL_SECS, PeerGone, Received, Transport, nap_secs
+from smallpond_mpi.faults import fault_point
 
 POLLING_GAP_SECS = 2.0
 """After so long without a poll the silence of ranks is ours, not theirs."""
@@ -191,10 +192,11 @@ class SchedulerLoop:
         deadline = self._core.next_deadline()
         if deadline is not None and deadline <= self._clock():
             self._handle(events.TimePassed())
+        # Written before anything is built on it: what a rank is told to compute now has inputs that a restart knows of.
+        self._journal.flush(self._clock())
         sent = self._send()
         stepped = self._executor.step(0.0)
         now = self._clock()
-        self._journal.flush(now)
         self._observer.tick(now)
         if came or sent or stepped:
             self._last_news = now
@@ -321,6 +323,9 @@ class SchedulerLoop:
     def _start(self, start: StartAttempt) -> None:
         rank, attempt = start.rank, start.attempt
         task = self._tasks[attempt.id]
+        if getattr(task, "publishes", False):
+            # What users will see follows from what is recorded, and nobody else runs this job.
+            self._journal.sync(self._clock())
         try:
             packed = self._packer.pack(
                 task,
@@ -370,8 +375,7 @@ class SchedulerLoop:
         self._checkpoints.pop(attempt.id, None)
         if task.staging_root is not None:
             self.user_staging_roots.add(task.staging_root)
-        for path in getattr(task, "obsolete_paths", ()):
-            remove_staging(path)
+        self._remove_obsolete(task)
         self._observer.accepted(task, ended)
 
     def _take_up(self, task: Task, record: Accepted) -> None:
@@ -379,6 +383,17 @@ class SchedulerLoop:
         merge_state(task, record.state)
         task.retry_count, task.sched_epoch = record.attempt.retry, record.attempt.epoch
         self._journal.append(record)
+        self._remove_obsolete(task)
+
+    def _remove_obsolete(self, task: Task) -> None:
+        """What a sink published is no longer needed in staging, once the journal can't forget that it was."""
+        obsolete: Sequence[str] = getattr(task, "obsolete_paths", ())
+        if not obsolete:
+            return
+        self._journal.sync(self._clock())
+        fault_point("publish.accepted")
+        for path in obsolete:
+            remove_staging(path)
 
     def _discard(self, attempt: TaskRuntimeId) -> None:
         """Remove the output of an attempt that is nobody's."""
