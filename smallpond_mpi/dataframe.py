@@ -77,18 +77,31 @@ class Session(SessionBase):
 
     def partial_sql(self, query: str, *inputs: "DataFrame", **kwargs: Any) -> "DataFrame":
         """Run a query on each partition: `{0}`, `{1}`, … are the inputs, paired by partition. Settings as SqlEngineNode."""
-        return DataFrame(self, SqlEngineNode(self._ctx, tuple(one.plan for one in inputs), query, **kwargs))
+        return self._frame(SqlEngineNode, tuple(one.plan for one in inputs), sql_query=query, **kwargs)
 
     def wait(self, *dfs: "DataFrame") -> None:
         """Compute all of them, side by side."""
         self._run([df.plan for df in dfs])
+
+    def _frame(self, kind: Callable[..., Node], inputs: tuple[Node, ...], **kwargs: Any) -> "DataFrame":
+        """A DataFrame of a new node. `timeout_secs` and `isolated` are settings that every kind of node has."""
+        settings = {name: kwargs.pop(name) for name in ("timeout_secs", "isolated") if name in kwargs}
+        node = kind(self._ctx, inputs, **kwargs)
+        for name, value in settings.items():
+            setattr(node, name, value)
+        return DataFrame(self, node)
 
     def _source(self, dataset: DataSet) -> "DataFrame":
         return DataFrame(self, DataSourceNode(self._ctx, dataset))
 
 
 class DataFrame:
-    """A table, lazily: partitions of it are computed when rows are asked for, once a session."""
+    """A table, lazily: partitions of it are computed when rows are asked for, once a session.
+
+    All operations take the settings of the node they make as keyword arguments (`cpu_limit`, `memory_limit` in bytes, `gpu_limit` where
+    the node has it), and `timeout_secs` (an attempt that runs longer is ended and tried again) and `isolated` (each attempt in a process
+    of its own).
+    """
 
     def __init__(self, session: Session, plan: Node, recompute: bool = False) -> None:
         self.session = session
@@ -263,7 +276,7 @@ class DataFrame:
         return self._then(SqlEngineNode, sql_query=query, **kwargs)
 
     def _then(self, kind: Callable[..., Node], **kwargs: Any) -> "DataFrame":
-        return DataFrame(self.session, kind(self._ctx, (self.plan,), **kwargs))
+        return self.session._frame(kind, (self.plan,), **kwargs)
 
 
 def _is_parquet(plan: Node) -> bool:
