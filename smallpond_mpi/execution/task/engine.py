@@ -31,21 +31,35 @@ log = logging.getLogger(__name__)
 HARMLESS = frozenset({duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN})
 """Statements that leave an instance as it was."""
 
-_kept: duckdb.DuckDBPyConnection | None = None
-_kept_by: int | None = None  # the process: an instance does not survive a fork
-
 
 def connect() -> duckdb.DuckDBPyConnection:
     """An instance of its own: in memory, without a place to spill to, one thread until it is told otherwise."""
     return duckdb.connect(":memory:", config={"threads": 1, "temp_directory": "", "enable_external_file_cache": False})
 
 
+class _Kept:
+    """The instance that this process keeps, and the settings it has now."""
+
+    def __init__(self) -> None:
+        self.conn = connect()
+        self.process = os.getpid()
+        self.settings = ""
+
+
+_kept: _Kept | None = None
+_inherited: list[_Kept] = []
+"""Instances of a process that forked: their threads are not here, so that closing them would wait for ever."""
+
+
 def kept_cursor() -> duckdb.DuckDBPyConnection:
     """A cursor of the instance that this process keeps."""
-    global _kept, _kept_by
-    if _kept is None or _kept_by != os.getpid():
-        _kept, _kept_by = connect(), os.getpid()
-    return _kept.cursor()
+    global _kept
+    if _kept is not None and _kept.process != os.getpid():
+        _inherited.append(_kept)
+        _kept = None
+    if _kept is None:
+        _kept = _Kept()
+    return _kept.conn.cursor()
 
 
 def forget_kept() -> None:
@@ -132,7 +146,7 @@ class ExecSqlQueryMixin(Task):
         conn = connect() if alone else kept_cursor()
         try:
             try:
-                self.prepare_connection(conn)
+                self._prepare_connection(conn, alone)
             except duckdb.OutOfMemoryException as error:
                 # The kept instance holds more than this task may take: what is left is an empty one.
                 if alone:
@@ -140,7 +154,7 @@ class ExecSqlQueryMixin(Task):
                 conn.close()
                 forget_kept()
                 conn = kept_cursor()
-                self.prepare_connection(conn)
+                self._prepare_connection(conn, alone)
             yield conn
         except (duckdb.FatalException, duckdb.InternalException):
             forget_kept()
@@ -150,6 +164,20 @@ class ExecSqlQueryMixin(Task):
 
     def prepare_connection(self, conn: duckdb.DuckDBPyConnection) -> None:
         """Hold a connection to the task's limits, seed it, and bind the functions that queries may call."""
+        self._prepare_connection(conn, True)
+
+    def _prepare_connection(self, conn: duckdb.DuckDBPyConnection, alone: bool) -> None:
+        settings = self._settings()
+        if alone or _kept is None or _kept.settings != settings:
+            conn.execute(settings)
+            if not alone and _kept is not None:
+                _kept.settings = settings
+        conn.execute("SELECT setseed(?)", [self.rand_seed_float]).fetchall()
+        for udf in (*self.input_udfs, *self.udfs):
+            udf.bind(conn)
+
+    def _settings(self) -> str:
+        """What an instance is told of the task's limits."""
         settings = [
             f"SET threads={self.engine_threads}",
             f"SET memory_limit='{self.engine_memory} B'",
@@ -159,10 +187,7 @@ class ExecSqlQueryMixin(Task):
         ]
         if self.enable_temp_directory:
             settings.append(f"SET temp_directory={quote_text(self.temp_abspath)}")
-        conn.execute("; ".join(settings))
-        conn.execute("SELECT setseed(?)", [self.rand_seed_float]).fetchall()
-        for udf in (*self.input_udfs, *self.udfs):
-            udf.bind(conn)
+        return "; ".join(settings)
 
     def create_input_views(
         self,
@@ -246,6 +271,8 @@ NO_SPACE = re.compile(r"no space left|disk quota exceeded", re.IGNORECASE)
 
 def translate_duckdb(error: Exception, query: str, inputs: "Sequence[DataSet]" = ()) -> SmallpondError:
     """What a DuckDB error means to the user of a task: the disk is full, a function of theirs raised, or what `translate` says."""
+    if isinstance(error, SmallpondError):
+        return error
     text = str(error)
     if NO_SPACE.search(text):
         return DataRootUnusable(errno.ENOSPC, f"{text}\nin the query: {query}")

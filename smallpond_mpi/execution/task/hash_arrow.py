@@ -1,6 +1,6 @@
 """Hash partitioning with Arrow as the reader: whatever types the columns have, the rows come out as they went in."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 import duckdb
@@ -13,17 +13,16 @@ if TYPE_CHECKING:
     from smallpond_mpi.logical.dataset import DataSet
 
 KEYS = "__keys"
-NUMBER = "__number"
 
 
 class HashPartitionArrowTask(HashPartitionTask):
     """Reads by Arrow; DuckDB sees only the columns of the key."""
 
-    def partition(self, batch_index: int, input_dataset: "DataSet") -> Iterator[Chunk]:
+    def partition(self, batch_index: int, input_dataset: "DataSet") -> Generator[Chunk, None, None]:
         return arrow_chunks(self, input_dataset)
 
 
-def arrow_chunks(task: HashPartitionTask, dataset: "DataSet") -> Iterator[Chunk]:
+def arrow_chunks(task: HashPartitionTask, dataset: "DataSet") -> Generator[Chunk, None, None]:
     """The rows of a dataset, read by Arrow, chunk by chunk ordered by partition."""
     reader = dataset.to_batch_reader(task.chunk_rows)
     with task.connection() as conn:
@@ -41,11 +40,12 @@ def _numbers(task: HashPartitionTask, conn: duckdb.DuckDBPyConnection, rows: pa.
     names = task.key_columns(rows.schema.names)
     if not names:
         return None
-    conn.register(KEYS, pa.Table.from_batches([rows.select(names)]))
-    keys = conn.sql(f"FROM {KEYS}")
-    query = f"SELECT {task.key_expression(keys.columns, keys.types)} AS {NUMBER} FROM {KEYS}"
+    # By position: to DuckDB columns that differ in case only are one.
+    aliases = [f"k{number}" for number in range(len(names))]
+    conn.register(KEYS, pa.Table.from_batches([rows.select(names).rename_columns(aliases)]))
+    query = f"SELECT {task.key_expression(aliases, conn.sql(f'FROM {KEYS}').types)} FROM {KEYS}"
     try:
-        numbers = conn.sql(query).to_arrow_table().column(NUMBER)
+        numbers = conn.sql(query).to_arrow_table().column(0)
     except duckdb.Error as error:
         raise translate_duckdb(error, query) from error
     finally:

@@ -6,7 +6,8 @@ A chunk is small enough to be ordered within the processor's caches; the rows of
 without a copy when they are encoded. What is read is held until it fills its share of the memory, then it is written as one batch.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +17,7 @@ import pyarrow as pa
 from smallpond_mpi.common import DEFAULT_ROW_GROUP_SIZE, ColumnNotFound, InvalidArgument
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin
-from smallpond_mpi.execution.task.output import input_facts, is_unknown, row_group_size
+from smallpond_mpi.execution.task.output import full_disk_told, input_facts, is_unknown, row_group_size
 from smallpond_mpi.execution.task.partition import Inputs, PartitionProducerTask
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.execution.task.partition_key import partition_number
@@ -120,7 +121,7 @@ class HashPartitionTask(ExecSqlQueryMixin, PartitionProducerTask):
     def chunk_rows(self) -> int:
         return max(CHUNK_ROWS, self.npartitions * ROWS_A_SLICE)
 
-    def partition(self, batch_index: int, input_dataset: "DataSet") -> Iterator[Chunk]:
+    def partition(self, batch_index: int, input_dataset: "DataSet") -> Generator[Chunk, None, None]:
         """Read the input and order it by partition, chunk by chunk; a chunk without rows, for its schema, if there are none."""
         raise NotImplementedError(f"{type(self).__name__} does not define partition()")
 
@@ -133,13 +134,14 @@ class HashPartitionTask(ExecSqlQueryMixin, PartitionProducerTask):
             self.adjust_row_group_size(facts.num_bytes, facts.num_rows)
         self.add_elapsed_time()
         writer, written = self._writer(), 0
-        for chunks in batched(self.partition(0, dataset), self.max_batch_size):
-            self.add_elapsed_time("compute time (secs)")
-            table, counts = assemble(chunks)
-            writer.append(table, counts.tolist())
-            written += table.num_rows
-            self.add_elapsed_time("output dump time (secs)")
-        self.dataset = PackedPartitions([writer.close()])
+        with full_disk_told(), closing(self.partition(0, dataset)) as chunks:
+            for batch in batched(chunks, self.max_batch_size):
+                self.add_elapsed_time("compute time (secs)")
+                table, counts = assemble(batch)
+                writer.append(table, counts.tolist())
+                written += table.num_rows
+                self.add_elapsed_time("output dump time (secs)")
+            self.dataset = PackedPartitions([writer.close()])
         self._check_rows(written, facts.num_rows if facts is not None else written)
         return True
 
@@ -182,13 +184,11 @@ class HashPartitionTask(ExecSqlQueryMixin, PartitionProducerTask):
                 raise ColumnNotFound(f"no column {name!r} to partition by; the columns: {', '.join(columns)}")
         return names
 
-    def key_expression(self, columns: Sequence[str], types: Sequence[Any]) -> str:
-        """The partition number of a row in SQL, given the input's columns and their DuckDB types."""
-        names = self.key_columns(columns)
+    def key_expression(self, names: Sequence[str], types: Sequence[Any]) -> str:
+        """The partition number of a row in SQL, given the names and DuckDB types that the key columns have there."""
         if self.shuffle_only:
-            return f"CAST({quote_name(self.data_partition_column)} AS BIGINT)"
-        kinds = dict(zip(columns, types, strict=True))
-        return partition_number(names, [kinds[name] for name in names], self.npartitions)
+            return f"CAST({quote_name(names[0])} AS BIGINT)"
+        return partition_number(names, types, self.npartitions)
 
     # ordering a chunk
 

@@ -1,7 +1,9 @@
 """Parquet output of tasks, and what is known of inputs: every file tells where it comes from, and what is in it travels with the dataset."""
 
+import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +11,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from smallpond_mpi.common import DEFAULT_ROW_GROUP_SIZE
+from smallpond_mpi.common import DEFAULT_ROW_GROUP_SIZE, DataRootUnusable, SmallpondError
 from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin, struct_literal
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.io.arrow import dump_to_parquet_files
@@ -23,6 +25,17 @@ if TYPE_CHECKING:
 
 # Below this DuckDB takes no dictionary at all; it is the option's way to say never.
 NO_DICTIONARY = "DICTIONARY_SIZE_LIMIT 1"
+
+
+@contextmanager
+def full_disk_told() -> Iterator[None]:
+    """Tells an output that can't be written for want of space, or of permission, from other errors of the operating system."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, SmallpondError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        raise DataRootUnusable(error.errno, f"can't write output: {error}") from error
 
 
 def copy_to_parquet(
@@ -80,18 +93,18 @@ def is_unknown(dataset: "DataSet") -> bool:
     return isinstance(dataset, ParquetDataSet) and not dataset.paths
 
 
-def write_table(task: "Task", table: "pa.Table", **options: Any) -> list[FileFacts]:
+def write_table(task: "Task", table: "pa.Table") -> list[FileFacts]:
     """Write a table as files of the running attempt, each telling where it comes from; a table without rows keeps its schema."""
     metadata = {**(table.schema.metadata or {}), **task.parquet_kv_metadata_bytes()}
-    return dump_to_parquet_files(
-        table.replace_schema_metadata(metadata),
-        task.runtime_output_abspath,
-        task.output_filename,
-        **parquet_options(task),
-        row_group_size=row_group_size(task),
-        max_workers=task.cpu_limit,
-        **options,
-    )
+    with full_disk_told():
+        return dump_to_parquet_files(
+            table.replace_schema_metadata(metadata),
+            task.runtime_output_abspath,
+            task.output_filename,
+            **parquet_options(task),
+            row_group_size=row_group_size(task),
+            max_workers=task.cpu_limit,
+        )
 
 
 def copy_dataset(task: "Task", dataset: "DataSet", filename: str) -> ParquetDataSet:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import pyarrow as pa
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 MAX_PATHS_LOOKED_FOR = 1000
 """So many files are looked for before anything runs: it costs a fraction of a second. Of more, the first task that reads finds what is missing."""
+
+
+_listed: "WeakKeyDictionary[DataSet, tuple[int, bool]]" = WeakKeyDictionary()
+"""Whether a dataset of so many paths names them one by one: asked for again and again, and a second's work for a million paths."""
 
 
 class DataSourceTask(ExecSqlQueryMixin):
@@ -44,7 +49,11 @@ class DataSourceTask(ExecSqlQueryMixin):
         dataset = self.source
         if isinstance(dataset, (ArrowTableDataSet, PandasDataSet, SqlQueryDataSet)):
             return False
-        return not getattr(dataset, "recursive", False) and not any(map(_may_be_many, dataset.paths))
+        known = _listed.get(dataset)
+        if known is None or known[0] != len(dataset.paths):
+            listed = not getattr(dataset, "recursive", False) and not any(map(_may_be_many, dataset.paths))
+            known = _listed[dataset] = (len(dataset.paths), listed)
+        return known[1]
 
     @property
     def self_contained_output(self) -> bool:

@@ -26,7 +26,13 @@ from smallpond_mpi.common import (
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.task.compute import frame_to_table, wrong_return
 from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin
-from smallpond_mpi.execution.task.output import input_facts, is_unknown, parquet_options, written_dataset
+from smallpond_mpi.execution.task.output import (
+    full_disk_told,
+    input_facts,
+    is_unknown,
+    parquet_options,
+    written_dataset,
+)
 from smallpond_mpi.execution.task.partition import Inputs
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.io.arrow import CODECS_WITH_LEVELS, facts_of_written
@@ -201,14 +207,16 @@ class ArrowStreamTask(ExecSqlQueryMixin):
             for output in output_iter:
                 self.add_elapsed_time("compute time (secs)")
                 if output.output_table is not None:
-                    writer.write(output.output_table)
+                    with full_disk_told():
+                        writer.write(output.output_table)
                 due = output.force_checkpoint or self.clock() - last_checkpoint >= self.secs_checkpoint_interval
                 if due and output.batch_indices is not None:
                     self._checkpoint(writer, output.batch_indices)
                     last_checkpoint = self.clock()
                 self.add_elapsed_time("output dump time (secs)")
             self.add_elapsed_time("compute time (secs)")
-            files = writer.close()
+            with full_disk_told():
+                files = writer.close()
         finally:
             writer.abandon()
         self.add_elapsed_time("output dump time (secs)")

@@ -1,6 +1,7 @@
 """HashPartition: every row in one partition, equal keys together, in both engines."""
 
 import datetime as dt
+import errno
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from task_builders import TOP, attempt, given, rows, run
 
-from smallpond_mpi.common import ColumnNotFound, InvalidArgument
+from smallpond_mpi.common import ColumnNotFound, DataRootUnusable, InvalidArgument
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.model import WorkStatus
 from smallpond_mpi.execution.task import HashPartitionTask, PartitionConsumerTask, PartitionInfo
@@ -282,3 +283,25 @@ def test_a_key_is_needed(ctx, parquet) -> None:
         hashed(ctx, "duckdb", parquet({"a": [1]}))
     with pytest.raises(InvalidArgument, match="duckdb, arrow"):
         hashed(ctx, "spark", parquet({"a": [1]}), "a")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_names_of_all_sorts(ctx, parquet, engine: str) -> None:
+    odd = ["a", "A", "q\"uo'te", "{0} x", "__number", "#z", "ü"]
+    table = pa.table([pa.array([i, i + 1]) for i in range(len(odd))], names=odd)
+    for names in (odd[2:], odd):
+        dataset = parquet(table.select(names))
+        output = run(hashed(ctx, engine, dataset, *names, drop_partition_column=True))
+        found = [row for p in range(N) for row in rows(output[p])]
+        assert sorted(found) == sorted(rows(dataset))
+        assert output[0].to_arrow_table().column_names == names
+
+
+def test_a_full_disk_is_told(ctx, parquet, monkeypatch) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pq, "ParquetWriter", full)
+    task = hashed(ctx, "duckdb", parquet({"a": [1]}), "a")
+    attempt(task)
+    assert isinstance(task.exception, DataRootUnusable)

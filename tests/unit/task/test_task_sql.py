@@ -8,12 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 from task_builders import TOP, attempt, given, rows, run, values
 
-from smallpond_mpi.common import InputNotFound, InvalidQuery, OutOfMemory
+from smallpond_mpi.common import InputNotFound, InvalidQuery, OutOfMemory, TaskFailed
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.model import WorkStatus
 from smallpond_mpi.execution.task import PartitionInfo, SqlEngineTask, engine
 from smallpond_mpi.execution.task.sql import format_query
 from smallpond_mpi.logical.dataset import CsvDataSet, ParquetDataSet
+from smallpond_mpi.logical.udf import PythonUDFContext, UDFType
 
 
 def sql(
@@ -197,8 +198,8 @@ def test_the_instance_is_kept_between_tasks_that_leave_no_trace(ctx, parquet) ->
     assert engine._kept is kept
     run(sql(ctx, ["create table trace as select 1 as a", "set threads=1", "from trace"]))
     assert engine._kept is kept
-    assert kept.execute("select count(*) from duckdb_tables() where table_name = 'trace'").fetchall() == [(0,)]
-    assert kept.execute("select count(*) from duckdb_views() where view_name like '__input%'").fetchall() == [(0,)]
+    assert kept.conn.execute("select count(*) from duckdb_tables() where table_name = 'trace'").fetchall() == [(0,)]
+    assert kept.conn.execute("select count(*) from duckdb_views() where view_name like '__input%'").fetchall() == [(0,)]
     failing = sql(ctx, "select * from trace")
     attempt(failing)
     assert isinstance(failing.exception, InvalidQuery)
@@ -221,6 +222,23 @@ def test_named_output_is_in_its_final_place(ctx, parquet) -> None:
     assert path.startswith(task.final_output_abspath)
     assert task.final_output_abspath.startswith(ctx.output_root)
     assert values(output, "a") == [1]
+
+
+def test_functions_of_the_user_are_bound_and_their_errors_are_not_the_querys(ctx, parquet) -> None:
+    def plus(a: int) -> int:
+        if a > 1:
+            raise KeyError("no such thing")
+        return a + 1
+
+    udf = PythonUDFContext("plus", plus, [UDFType.BIGINT], UDFType.BIGINT)
+    assert values(run(sql(ctx, "select plus(a) a from {0}", parquet({"a": [1]}), udfs=[udf])), "a") == [2]
+    failing = sql(ctx, "select plus(a) a from {0}", parquet({"a": [2]}), udfs=[udf])
+    attempt(failing)
+    assert isinstance(failing.exception, TaskFailed)
+    assert "no such thing" in str(failing.exception)
+    unknown = sql(ctx, "select plus(a) a from {0}", parquet({"a": [1]}))
+    attempt(unknown)
+    assert isinstance(unknown.exception, InvalidQuery), "it went with the connection"
 
 
 def test_one_line(ctx) -> None:
