@@ -263,8 +263,8 @@ class ExecutorLoop:
                 self._read_server()
                 continue
             wire = self._wires.get(key.data)
-            if wire is None or wire.sock is not key.fileobj:
-                continue  # buried in this very turn
+            if wire is None or wire.sock is not key.fileobj or wire.sock not in self._selector.get_map():
+                continue  # drained or buried in this very turn: the fork server spoke first
             if mask & selectors.EVENT_WRITE:
                 self._push(key.data, wire)
             if mask & selectors.EVENT_READ and not self._read_child(key.data, wire):
