@@ -23,7 +23,16 @@ from smallpond_mpi.execution.executor.forkserver import MAX_MESSAGE_BYTES, Answe
 from smallpond_mpi.platform.process import carrying, kill_quietly
 
 PERFORMER = "smallpond_mpi.execution.payload:Performer"
-PRELOAD = ("pyarrow", "duckdb")
+PRELOAD = (
+    "pyarrow.parquet",
+    "duckdb",
+    "smallpond_mpi.execution.payload",
+    "smallpond_mpi.execution.task.compute",
+    "smallpond_mpi.execution.task.hash_duckdb",
+    "smallpond_mpi.execution.task.sink",
+    "smallpond_mpi.execution.task.sql",
+)
+"""What nearly every task needs: imported once by the server, not by each child (0.3 s)."""
 MARKER = "SMALLPOND_MPI_SANDBOX"
 """Environment variable by which processes of a dead server are recognised."""
 LAUNCHER_PREFIXES = (
