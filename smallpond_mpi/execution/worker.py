@@ -61,6 +61,7 @@ class Place:
             sys.stderr.write(f"smallpond_mpi: rank {self.rank} on {self.host} leaves: {executor.reason}\n")
             self.transport.abort(1)
         self.transport.finalize(FINALIZE_SECS)
+        self.transport.leave(0)
         os._exit(0)
 
     def leave(self, failed: bool = False) -> None:

@@ -162,6 +162,7 @@ class ExecutorLoop:
         self._memory = MemoryWatch(clock)
         self._next_sample = 0.0
         self._oom_kills = oom_kills()
+        self._peer_gone = ""
         self.finished = False
         self.reason = ""
 
@@ -192,8 +193,6 @@ class ExecutorLoop:
 
     def _step(self, timeout_secs: float) -> bool:
         self._read_transport()
-        if self.finished:
-            return True
         self._read_children(0.0 if self._events or self._outbox else self._wait_secs(timeout_secs))
         self._server.flush()
         now = self._clock()
@@ -207,6 +206,8 @@ class ExecutorLoop:
             self._bury(child)
         self._dead.clear()
         self._flush_outbox()
+        if self._peer_gone and not self.finished:  # a Shutdown that came with the news has been heeded
+            self._finish(self._peer_gone)
         return happened or self.finished
 
     def _wait_secs(self, timeout_secs: float) -> float:
@@ -237,8 +238,9 @@ class ExecutorLoop:
                 case Received(_, frame):
                     for message in decode(frame):
                         self._take(message)
-                case PeerGone(_, reason):
-                    self._finish(f"rank {self._peer} is gone: {reason}")
+                case PeerGone(peer, reason):
+                    if peer == self._peer:  # other workers are rank 0's matter
+                        self._peer_gone = f"rank {self._peer} is gone: {reason}"
                 case _:
                     assert_never(came)
 

@@ -8,13 +8,16 @@ Nothing here blocks: what can't leave yet waits in a queue, what is still arrivi
 `mpirun --with-ft ulfm`) the death of a peer is told once as PeerGone; without it the launcher ends the job.
 """
 
+import ctypes
 import os
 import signal
 import socket
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import mpi4py
 
@@ -24,7 +27,7 @@ mpi4py.rc.finalize = False
 from mpi4py import MPI  # noqa: E402 importing it initialises MPI unless told not to before
 
 from smallpond_mpi.common import MB, SmallpondError  # noqa: E402
-from smallpond_mpi.execution.model import Capacity, Rank  # noqa: E402
+from smallpond_mpi.execution.model import SCHEDULER_RANK, Capacity, Rank  # noqa: E402
 from smallpond_mpi.execution.transport import PeerGone, Received  # noqa: E402
 from smallpond_mpi.platform import discover  # noqa: E402
 from smallpond_mpi.platform.binding import LocalRank, launched_size, launcher_of  # noqa: E402
@@ -32,12 +35,14 @@ from smallpond_mpi.platform.binding import LocalRank, launched_size, launcher_of
 CHUNK_BYTES = 64 * MB
 IN_FLIGHT = 4
 """Messages to one peer that MPI is given at a time: with chunks, what it may buffer."""
-FRAME, LENGTH, CHUNK = 1, 2, 3
-"""Tags. LENGTH announces a frame that comes in chunks."""
+FRAME, LENGTH, CHUNK, GOODBYE = 1, 2, 3, 4
+"""Tags. LENGTH announces a frame that comes in chunks; GOODBYE is the last that comes."""
 MAX_MESSAGES_A_POLL = 256
 FAILURE_CHECK_SECS = 0.05
 CLOSE_POLL_SECS = 0.0005
 ABORT_SECS = 10.0
+LEAVE_SECS = 10.0
+REST_SECS = 0.01
 DEATHS = {MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED} - {MPI.ERR_UNKNOWN}
 """Error classes that mean a peer is dead. For an MPI without ULFM mpi4py gives them all the number of the unknown error."""
 
@@ -89,6 +94,7 @@ class MpiTransport:
         self._incoming: dict[int, _Incoming] = {}
         self._status = MPI.Status()
         self._gone: set[int] = set()
+        self._farewells: set[int] = set()
         self._acknowledged = 0
         self._forsaken: list[_Outgoing | _Incoming] = []  # MPI may still hold the buffers of requests to the dead
         self._news: list[Received | PeerGone] = []
@@ -169,6 +175,10 @@ class MpiTransport:
                 self._news.append(Received(Rank(source), frame))
                 return
             completes = True
+        elif tag == GOODBYE:
+            message.Recv([bytearray(), MPI.BYTE])
+            self._farewells.add(source)
+            return
         elif tag == LENGTH:
             length = bytearray(8)
             message.Recv([length, MPI.BYTE])  # so small that it came with its envelope
@@ -236,31 +246,63 @@ class MpiTransport:
             time.sleep(CLOSE_POLL_SECS)
 
     def finalize(self, watchdog_secs: float, exit_code_if_stuck: int = 0) -> None:
-        """MPI_Finalize, which waits for all ranks; if they are not there in time, this process leaves with `exit_code_if_stuck`.
+        """MPI_Finalize, which waits for all ranks. Rank 0 waits `watchdog_secs` for the others and then leaves with `exit_code_if_stuck`; they
+        wait for rank 0 as long as it lives.
 
         What was computed is safe by then. mpi4py holds the interpreter's lock in Finalize, so that no thread could watch over it: the waiting is done
         before, by polling, and should Finalize itself hang the kernel's alarm ends the process.
         """
         deadline = self._clock() + watchdog_secs
-        self.close(watchdog_secs / 2)
-        if not self._gone and not self._all_here(deadline):
+        if not self._all_leave(deadline):
             os._exit(exit_code_if_stuck)
+        self._closed = True
         _set_alarm(watchdog_secs)
         MPI.Finalize()
         _set_alarm(0.0)
 
-    def _all_here(self, deadline: float) -> bool:
-        try:
-            barrier = self._comm.Ibarrier()
-            while not barrier.Test():
-                if self._clock() >= deadline:
-                    return False
-                self.poll()
-                time.sleep(CLOSE_POLL_SECS)
-        except MPI.Exception as error:
-            if error.Get_error_class() not in DEATHS:
-                raise
+    def _all_leave(self, deadline: float) -> bool:
+        """Meet all that are alive: each says goodbye to rank 0, which then says it to all. Messages, because a barrier doesn't survive a death."""
+        if self._comm.Get_rank() == SCHEDULER_RANK:
+            others = set(range(self._comm.Get_size())) - {SCHEDULER_RANK}
+            return (
+                self._poll_until(lambda: others <= self._farewells | self._gone, deadline)
+                and self._say_goodbye(others)
+                and self._poll_until(lambda: not self._outgoing, deadline)
+            )
+        # rank 0 may run the user's script for as long as it likes: only its death, or the launcher's, ends the wait
+        parent = os.getppid()
+        self._say_goodbye({SCHEDULER_RANK})
+        while SCHEDULER_RANK not in self._farewells | self._gone:
+            if os.getppid() != parent:
+                return False
+            self.poll()
+            time.sleep(REST_SECS)
         return True
+
+    def _poll_until(self, is_so: Callable[[], bool], deadline: float) -> bool:
+        while not is_so():
+            if self._clock() >= deadline:
+                return False
+            self.poll()
+            time.sleep(CLOSE_POLL_SECS)
+        return True
+
+    def _say_goodbye(self, peers: set[int]) -> bool:
+        for peer in peers - self._gone:
+            outgoing = self._outgoing.setdefault(peer, _Outgoing())
+            outgoing.waiting.append((b"", GOODBYE))
+            self._push(peer, outgoing)
+        return True
+
+    def leave(self, code: int) -> NoReturn:
+        """End this process after `finalize`, without Python's own end but with C's: MPICH tells its launcher only there that all is well,
+        and the launcher kills the whole job if it isn't told.
+        """
+        sys.stdout.flush()
+        sys.stderr.flush()
+        _set_alarm(LEAVE_SECS)
+        ctypes.CDLL(None).exit(code)
+        os._exit(code)
 
     def abort(self, code: int) -> None:
         """End the whole job with this exit code. Does not return."""
