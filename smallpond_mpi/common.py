@@ -57,6 +57,10 @@ class InvalidArgument(BadInput, ValueError):
     """An argument is out of range or of the wrong type."""
 
 
+class WrongType(InvalidArgument, TypeError):
+    """An argument is of the wrong type, or there is none of that name."""
+
+
 class InputNotFound(BadInput, FileNotFoundError):
     """An input file does not exist or a pattern matches nothing."""
 
@@ -95,6 +99,10 @@ class ResourcesUnavailable(BadInput, ValueError):
 
 class OutputExists(BadInput, FileExistsError):
     """The output path holds files that this job did not write."""
+
+
+class OutputUnusable(BadInput, OSError):
+    """No files can be made at the output path."""
 
 
 class DataRootUnusable(SmallpondError, OSError):

@@ -1,10 +1,10 @@
 """DataFrame: a lazy table, cut into partitions. Each operation makes a node of the logical plan; `compute` and what needs rows run it."""
 
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from smallpond_mpi.common import DATA_PARTITION_COLUMN_NAME, DEFAULT_BATCH_SIZE, InvalidArgument
+from smallpond_mpi import arguments
+from smallpond_mpi.common import DATA_PARTITION_COLUMN_NAME, DEFAULT_BATCH_SIZE, InvalidArgument, WrongType
 from smallpond_mpi.logical.dataset import (
     ArrowTableDataSet,
     CsvDataSet,
@@ -42,7 +42,7 @@ class Session(SessionBase):
 
     def read_csv(self, paths: str | list[str], schema: dict[str, str], delim: str = ",") -> "DataFrame":
         """CSV files; `schema` gives the DuckDB type of each column, in order."""
-        return self._source(CsvDataSet(_absolute(paths), schema, delim))
+        return self._source(CsvDataSet(arguments.absolute_paths(paths), arguments.column_types(schema), delim))
 
     def read_parquet(
         self,
@@ -53,39 +53,39 @@ class Session(SessionBase):
     ) -> "DataFrame":
         """Parquet files, patterns or directories; `union_by_name` lets files have different columns."""
         return self._source(
-            ParquetDataSet(_absolute(paths), recursive=recursive, columns=columns, union_by_name=union_by_name)
+            ParquetDataSet(
+                arguments.absolute_paths(paths), recursive=recursive, columns=columns, union_by_name=union_by_name
+            )
         )
 
     def read_json(self, paths: str | list[str], schema: dict[str, str]) -> "DataFrame":
         """Newline-delimited JSON files; `schema` gives the DuckDB type of each column."""
-        return self._source(JsonDataSet(_absolute(paths), schema))
+        return self._source(JsonDataSet(arguments.absolute_paths(paths), arguments.column_types(schema)))
 
     def from_items(self, items: list[Any]) -> "DataFrame":
         """Rows from a list: dicts are rows, anything else becomes the column `item`."""
-        import pyarrow as arrow
-
-        rows = [item if isinstance(item, dict) else {"item": item} for item in items]
-        return self.from_arrow(arrow.Table.from_pylist(rows))
+        return self.from_arrow(arguments.table_of_items(items))
 
     def from_pandas(self, df: "pd.DataFrame") -> "DataFrame":
         """A frame in memory."""
-        return self._source(PandasDataSet(df))
+        return self._source(PandasDataSet(arguments.frame_of_pandas(df)))
 
     def from_arrow(self, table: "arrow.Table") -> "DataFrame":
         """A table in memory."""
-        return self._source(ArrowTableDataSet(table))
+        return self._source(ArrowTableDataSet(arguments.table_of_arrow(table)))
 
     def partial_sql(self, query: str, *inputs: "DataFrame", **kwargs: Any) -> "DataFrame":
         """Run a query on each partition: `{0}`, `{1}`, … are the inputs, paired by partition. Settings as SqlEngineNode."""
-        return self._frame(SqlEngineNode, tuple(one.plan for one in inputs), sql_query=query, **kwargs)
+        return self._frame(SqlEngineNode, tuple(map(_plan_of, inputs)), sql_query=query, **kwargs)
 
     def wait(self, *dfs: "DataFrame") -> None:
         """Compute all of them, side by side."""
-        self._run([df.plan for df in dfs])
+        self._run(list(map(_plan_of, dfs)))
 
     def _frame(self, kind: Callable[..., Node], inputs: tuple[Node, ...], **kwargs: Any) -> "DataFrame":
         """A DataFrame of a new node. `timeout_secs` and `isolated` are settings that every kind of node has."""
         settings = {name: kwargs.pop(name) for name in ("timeout_secs", "isolated") if name in kwargs}
+        arguments.check_settings(kind, kwargs, ("timeout_secs", "isolated"))
         node = kind(self._ctx, inputs, **kwargs)
         for name, value in settings.items():
             setattr(node, name, value)
@@ -185,7 +185,7 @@ class DataFrame:
         """Keep the rows for which an SQL condition, or a function of a row, is true."""
         if isinstance(sql_or_func, str):
             return self._sql(f"select * from {{0}} where ({sql_or_func})", **kwargs)
-        return self._then(ArrowComputeNode, process_func=FilterRows(_callable(sql_or_func)), **kwargs)
+        return self._then(ArrowComputeNode, process_func=FilterRows(arguments.function(sql_or_func)), **kwargs)
 
     def map(
         self, sql_or_func: str | Callable[[Row], Row], *, schema: "arrow.Schema | None" = None, **kwargs: Any
@@ -197,7 +197,7 @@ class DataFrame:
         """
         if isinstance(sql_or_func, str):
             return self._sql(f"select {sql_or_func} from {{0}}", **kwargs)
-        return self._then(ArrowComputeNode, process_func=MapRows(_callable(sql_or_func), schema), **kwargs)
+        return self._then(ArrowComputeNode, process_func=MapRows(arguments.function(sql_or_func), schema), **kwargs)
 
     def flat_map(
         self, sql_or_func: str | Callable[[Row], list[Row]], *, schema: "arrow.Schema | None" = None, **kwargs: Any
@@ -205,7 +205,7 @@ class DataFrame:
         """Make any number of rows of each: by SQL expressions such as `unnest(...)`, or by a function from dict to a list of dicts."""
         if isinstance(sql_or_func, str):
             return self._sql(f"select {sql_or_func} from {{0}}", **kwargs)
-        return self._then(ArrowComputeNode, process_func=ExplodeRows(_callable(sql_or_func), schema), **kwargs)
+        return self._then(ArrowComputeNode, process_func=ExplodeRows(arguments.function(sql_or_func), schema), **kwargs)
 
     def map_batches(
         self, func: "Callable[[arrow.Table], arrow.Table]", *, batch_size: int = DEFAULT_BATCH_SIZE, **kwargs: Any
@@ -214,7 +214,7 @@ class DataFrame:
         if batch_size < 1:
             raise InvalidArgument(f"batch_size must be at least 1, not {batch_size}")
         return self._then(
-            ArrowBatchNode, process_func=MapBatches(_callable(func)), streaming_batch_size=batch_size, **kwargs
+            ArrowBatchNode, process_func=MapBatches(arguments.function(func)), streaming_batch_size=batch_size, **kwargs
         )
 
     def limit(self, limit: int) -> "DataFrame":
@@ -234,7 +234,7 @@ class DataFrame:
     def write_parquet_lazy(self, path: str) -> "DataFrame":
         """As write_parquet, when the returned DataFrame is computed (or waited for)."""
         files = self if _is_parquet(self.plan) else self._sql("select * from {0}")
-        return files._then(DataSinkNode, output_path=os.path.abspath(os.path.expanduser(path)), type="link_or_copy")
+        return files._then(DataSinkNode, output_path=arguments.absolute_path(path), type="link_or_copy")
 
     def count(self) -> int:
         """Number of rows."""
@@ -288,14 +288,7 @@ def _is_parquet(plan: Node) -> bool:
     return True
 
 
-def _absolute(paths: str | Iterable[str]) -> list[str]:
-    """Paths of the script's working directory; ranks may have another. `protocol://` paths stay."""
-    given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-    found = [os.fspath(path) for path in given]
-    return [path if "://" in path else os.path.abspath(os.path.expanduser(path)) for path in found]
-
-
-def _callable(func: Any) -> Any:
-    if not callable(func):
-        raise InvalidArgument(f"a function or an SQL expression is needed, not {func!r}")
-    return func
+def _plan_of(df: Any) -> Node:
+    if not isinstance(df, DataFrame):
+        raise WrongType(f"a DataFrame is needed, not {arguments.shown(df)}")
+    return df.plan

@@ -1,0 +1,100 @@
+"""What users pass to sessions and DataFrames, checked before anything is made of it: errors name the argument and what it should be."""
+
+import inspect
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from smallpond_mpi.common import InvalidArgument, WrongType
+
+if TYPE_CHECKING:
+    import pyarrow as arrow
+
+
+def absolute_paths(paths: Any) -> list[str]:
+    """Paths of the script's working directory made absolute; ranks may have another. `protocol://` paths stay."""
+    if isinstance(paths, (str, os.PathLike)):
+        given = [paths]
+    elif isinstance(paths, Iterable) and not isinstance(paths, (bytes, Mapping)):
+        given = list(paths)
+    else:
+        raise WrongType(f"paths must be a path or a list of paths, not {shown(paths)}")
+    return [absolute_path(path, "each of paths") for path in given]
+
+
+def absolute_path(path: Any, name: str = "path") -> str:
+    """One path, as above."""
+    if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
+        raise WrongType(f"{name} must be a path, not {shown(path)}")
+    text = os.fspath(path)
+    if not text:
+        raise InvalidArgument(f"{name} is empty")
+    return text if "://" in text else os.path.abspath(os.path.expanduser(text))
+
+
+def column_types(schema: Any) -> dict[str, str]:
+    """The schema of text files."""
+    if not isinstance(schema, Mapping):
+        raise WrongType(
+            f"schema must be a dict that gives the DuckDB type of each column, such as {{'a': 'bigint'}}, not {shown(schema)}"
+        )
+    for name, kind in schema.items():
+        if not isinstance(name, str) or not isinstance(kind, str):
+            raise WrongType(f"schema must give the DuckDB type of each column as text, not {name!r}: {shown(kind)}")
+    return dict(schema)
+
+
+def function(func: Any) -> Any:
+    """Something that can be called."""
+    if not callable(func):
+        raise WrongType(f"a function or an SQL expression is needed, not {shown(func)}")
+    return func
+
+
+def table_of_items(items: Any) -> "arrow.Table":
+    """Rows from a list: dicts are rows, anything else becomes the column `item`."""
+    import pyarrow as arrow
+
+    if isinstance(items, (str, bytes, Mapping)) or not isinstance(items, Iterable):
+        raise WrongType(f"from_items needs a list of rows, not {shown(items)}")
+    rows = [item if isinstance(item, dict) else {"item": item} for item in items]
+    try:
+        return arrow.Table.from_pylist(rows)
+    except (arrow.ArrowInvalid, arrow.ArrowTypeError, arrow.ArrowNotImplementedError, OverflowError) as error:
+        raise InvalidArgument(f"from_items: the values of a column must have one type: {error}") from error
+
+
+def table_of_arrow(table: Any) -> "arrow.Table":
+    """An Arrow table or record batch, as a table."""
+    import pyarrow as arrow
+
+    if isinstance(table, arrow.RecordBatch):
+        return arrow.Table.from_batches([table])
+    if not isinstance(table, arrow.Table):
+        raise WrongType(f"from_arrow needs a pyarrow.Table, not {shown(table)}")
+    return table
+
+
+def frame_of_pandas(df: Any) -> Any:
+    """A pandas frame."""
+    import pandas as pd
+
+    if not isinstance(df, pd.DataFrame):
+        raise WrongType(f"from_pandas needs a pandas.DataFrame, not {shown(df)}")
+    return df
+
+
+def check_settings(kind: Callable[..., Any], given: Collection[str], besides: Collection[str] = ()) -> None:
+    """Raise WrongType for settings that nodes of a kind don't have."""
+    parameters = inspect.signature(kind).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    unknown = sorted(set(given) - parameters.keys())
+    if unknown and not takes_any:
+        known = sorted({*parameters, *besides} - {"ctx", "input_deps", "input_dep"})
+        raise WrongType(f"there is no setting {', '.join(unknown)}: {kind.__name__} has {', '.join(known)}")
+
+
+def shown(value: object) -> str:
+    """A value, in short, with its type."""
+    text = repr(value)
+    return f"{text if len(text) <= 80 else text[:77] + '...'} ({type(value).__name__})"
