@@ -1,10 +1,11 @@
 """DataFrame: a lazy table, cut into partitions. Each operation makes a node of the logical plan; `compute` and what needs rows run it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from smallpond_mpi import arguments
-from smallpond_mpi.common import DATA_PARTITION_COLUMN_NAME, DEFAULT_BATCH_SIZE, InvalidArgument, WrongType
+from smallpond_mpi.common import DATA_PARTITION_COLUMN_NAME, DEFAULT_BATCH_SIZE, BadInput, InvalidArgument, WrongType
 from smallpond_mpi.logical.dataset import (
     ArrowTableDataSet,
     CsvDataSet,
@@ -238,7 +239,9 @@ class DataFrame:
 
     def count(self) -> int:
         """Number of rows."""
-        return sum(dataset.num_rows for dataset in self._datasets())
+        datasets = self._datasets()
+        with reading_rows_of(self.plan):
+            return sum(dataset.num_rows for dataset in datasets)
 
     def take(self, limit: int) -> list[Row]:
         """The first `limit` rows."""
@@ -256,7 +259,11 @@ class DataFrame:
     def to_arrow(self) -> "arrow.Table":
         """All rows as an Arrow table, in partition order."""
         in_memory = self._rows_in_memory()
-        return in_memory if in_memory is not None else DataSet.merge(self._datasets()).to_arrow_table()
+        if in_memory is not None:
+            return in_memory
+        datasets = self._datasets()
+        with reading_rows_of(self.plan):
+            return DataSet.merge(datasets).to_arrow_table()
 
     def _rows_in_memory(self) -> "arrow.Table | None":
         """The table this DataFrame was made from, if nothing was done to it."""
@@ -286,6 +293,15 @@ def _is_parquet(plan: Node) -> bool:
     if isinstance(plan, (EvenlyDistributedPartitionNode, ConsolidateNode, ProjectionNode, UnionNode)):
         return all(map(_is_parquet, plan.input_deps))
     return True
+
+
+@contextmanager
+def reading_rows_of(plan: Node) -> Iterator[None]:
+    """What rank 0 finds wrong with files that it reads itself is told with the line that they come from."""
+    try:
+        yield
+    except BadInput as error:
+        raise type(error)(f"{error}\n  found in the rows of {type(plan).__name__} of {plan.location}") from error
 
 
 def _plan_of(df: Any) -> Node:

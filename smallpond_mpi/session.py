@@ -33,6 +33,7 @@ from smallpond_mpi.execution.scheduler.intake import inputs_first
 from smallpond_mpi.execution.scheduler.loop import SchedulerLoop, remove_staging
 from smallpond_mpi.execution.scheduler.observe import Observer
 from smallpond_mpi.execution.scheduler.policy import Policy
+from smallpond_mpi.execution.scheduler.story import check_early
 from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.transport.local import local_pair
 from smallpond_mpi.execution.worker import Place
@@ -166,7 +167,7 @@ class SessionBase:
         largest = _largest(self._loop.capacities.values())
         nodes = LogicalPlan(self._ctx, RootNode(self._ctx, tuple(plans))).nodes
         for task in tasks:
-            task.check_before_run()
+            check_early(task)
             node = nodes.get(NodeId(task.node_id))
             if node is not None and node.cpu_limit_asked <= largest.cpus < task.cpu_limit:
                 self._clamp_cpus(node, task, largest.cpus)

@@ -30,6 +30,14 @@ def error_of(task: Task, failures: Sequence[Failure], reason: str, log_path: str
     return type(own)(text) if kept else JobFailed(text)
 
 
+def check_early(task: Task) -> None:
+    """What can be known to be wrong with a task before anything of the plan runs; the error says which line of the script made it."""
+    try:
+        task.check_before_run()
+    except BadInput as error:
+        raise type(error)(f"{error}\n  found before anything was run, for {described(task)}") from None
+
+
 def described(task: Task) -> str:
     """A task, its part of the data, its place in the script."""
     where = f" of {task.location}" if task.location else ""

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Literal
 
-from smallpond_mpi.common import InvalidArgument, OutputExists
+from smallpond_mpi.common import InvalidArgument, OutputExists, OutputUnusable
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
@@ -132,6 +132,7 @@ class DataSinkTask(Task):
     def check_before_run(self) -> None:
         if self.publishes:
             check_no_foreign_files(self.output_path, str(self.ctx.job_id), self.manifest_filename)
+            check_can_be_made(self.output_path)
 
     # collecting
 
@@ -271,6 +272,21 @@ def check_no_foreign_files(
         shown = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
         raise OutputExists(
             f"output path {output_path} holds files that this job did not write ({shown}): remove them or give another path"
+        )
+
+
+def check_can_be_made(output_path: str) -> None:
+    """Raise OutputUnusable if there is no way to make files at the output path: a file stands in the way, or it may not be written to."""
+    existing = output_path
+    while not os.path.lexists(existing) and existing != os.path.dirname(existing):
+        existing = os.path.dirname(existing)
+    if not os.path.isdir(existing):
+        raise OutputUnusable(
+            f"output path {output_path} can't be made: {existing} is not a directory; give another path"
+        )
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputUnusable(
+            f"output path {output_path} can't be made: {existing} can't be written to; give another path, or ask for the right to write there"
         )
 
 

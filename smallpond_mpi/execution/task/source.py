@@ -63,14 +63,11 @@ class DataSourceTask(ExecSqlQueryMixin):
         dataset = self.source
         if isinstance(dataset, (ArrowTableDataSet, PandasDataSet, SqlQueryDataSet)):
             return
-        try:
-            few = len(dataset.absolute_paths) <= MAX_PATHS_LOOKED_FOR
-            # What a pattern matches now is what it means to every task of the job.
-            files = dataset.resolved_paths if few or not self.runs_here else []
-            if few and is_read(self):
-                check_files_exist(files)
-        except InputNotFound as error:
-            raise InputNotFound(f"{error} (read at {self.location})") from None
+        few = len(dataset.absolute_paths) <= MAX_PATHS_LOOKED_FOR
+        # What a pattern matches now is what it means to every task of the job.
+        files = dataset.resolved_paths if few or not self.runs_here else []
+        if few and is_read(self):
+            check_files_exist(files)
 
     def run(self) -> bool:
         dataset = self.source
