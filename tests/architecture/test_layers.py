@@ -81,7 +81,6 @@ LAYERS: list[tuple[str, list[str], set[str]]] = [
             "execution.executor.forkserver",
             "execution.executor.memory",
             "execution.executor.joblog",
-            "execution.executor.pipe",
             "execution.executor.child",
             "execution.executor.loop",
             "execution.scheduler.intake",

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-import smallpond_mpi
+from smallpond_mpi import common
 from smallpond_mpi.execution.executor.commands import Lane
 from smallpond_mpi.execution.executor.forkserver import MAX_MESSAGE_BYTES, Answer, Fork, Request, Signal, Started
 from smallpond_mpi.platform.process import carrying, kill_quietly
@@ -100,7 +100,7 @@ class ForkServer:
             "preload": self._preload,
             "performer": self._performer,
         }
-        root = os.path.dirname(os.path.dirname(os.path.abspath(smallpond_mpi.__file__)))
+        root = os.path.dirname(os.path.dirname(os.path.abspath(common.__file__)))
         # the rank's own path comes last: a module of the working directory must not stand in for a library
         program = (
             f"import sys; sys.path += {[root, *sys.path]!r}\n"
