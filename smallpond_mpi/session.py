@@ -103,7 +103,9 @@ class SessionBase:
             late_secs=config.late_secs,
             gone_secs=config.gone_secs,
         )
-        self._observer = Observer.for_terminal(config.progress, str(ctx.job_id), sys.stderr)
+        self._observer = Observer.for_terminal(
+            config.progress, str(ctx.job_id), sys.stderr, os.environ, ctx.paths.scheduler_log
+        )
         self._loop = SchedulerLoop(
             ctx,
             SchedulerCore(epoch=restored.epoch, policy=policy),

@@ -4,7 +4,7 @@
     output/     results that the user named            kept
     staging/    running attempts and temporary outputs  removed after success
     temp/       scratch of attempts                      removed after success
-    log/        one log a rank, with its index           kept
+    log/        a log and its index a rank, scheduler.log    kept
     journal/    {epoch}.log, one writer each             kept until the job is done
     owner       lease of the process that runs the job
     status      "success", or "failure" and why
@@ -65,6 +65,11 @@ class JobPaths:
 
     def rank_log(self, rank: int) -> str:
         return join(self.log, f"rank-{rank}.log")
+
+    @property
+    def scheduler_log(self) -> str:
+        """What happened to ranks and attempts, of all epochs."""
+        return join(self.log, "scheduler.log")
 
     @property
     def journal(self) -> str:

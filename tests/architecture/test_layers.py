@@ -85,6 +85,10 @@ LAYERS: list[tuple[str, list[str], set[str]]] = [
             "execution.executor.loop",
             "execution.scheduler.intake",
             "execution.scheduler.observe",
+            "execution.scheduler.tally",
+            "execution.scheduler.progress",
+            "execution.scheduler.summary",
+            "execution.scheduler.eventlog",
             "execution.scheduler.story",
             "execution.scheduler.loop",
             "execution.worker",
@@ -198,7 +202,17 @@ def loaded_by(code: str) -> set[str]:
 
 
 def test_a_worker_loads_neither_data_nor_plan() -> None:
-    heavy = {"numpy", "duckdb", "pyarrow", "pandas", "rich", "typer", "fsspec", "smallpond_mpi.session", "smallpond_mpi.logical.planner"}
+    heavy = {
+        "numpy",
+        "duckdb",
+        "pyarrow",
+        "pandas",
+        "rich",
+        "typer",
+        "fsspec",
+        "smallpond_mpi.session",
+        "smallpond_mpi.logical.planner",
+    }
     assert not heavy & loaded_by("import smallpond_mpi.entry, smallpond_mpi.execution.worker")
 
 

@@ -100,6 +100,7 @@ class SchedulerLoop:
         self._executor = executor
         self._remote = remote
         self._observer = observer
+        observer.watch(core)
         self._clock = clock
         self._packer = Packer(ctx)
         self._lineage = Lineage()
@@ -145,11 +146,11 @@ class SchedulerLoop:
             targets, self._restored, self._lineage, self._ctx.new_task_id, self._take_up, files_of_state_are_there
         )
         self._checkpoints.update(intake.checkpoints)
+        self._observer.submitted(intake.tasks, intake.done, self._clock())
         if not intake.tasks:
             return
         self._tasks.update((task.id, task) for task in intake.tasks)
         self._finished = None
-        self._observer.submitted(intake.tasks, intake.done, self._clock())
         self._handle(events.JobSubmitted(intake.specs))
         try:
             while self._finished is None:
@@ -223,6 +224,7 @@ class SchedulerLoop:
                         self._on_message(source, message)
                 case PeerGone(peer, reason):
                     self._capacities.pop(peer, None)
+                    self._observer.rank_lost(peer, reason)
                     self._handle(events.RankLost(peer, reason))
         return bool(arrived)
 
@@ -270,7 +272,7 @@ class SchedulerLoop:
         self._ended[attempt] = ended
         if failure is not None and attempt.id in self._tasks:
             self._remember_failure(attempt.id, failure)
-            self._observer.attempt_failed(self._tasks[attempt.id], attempt, failure)
+            self._observer.attempt_failed(self._tasks[attempt.id], attempt, failure, ended.elapsed_secs)
         self._handle(
             events.AttemptEnded(
                 rank,
@@ -312,8 +314,9 @@ class SchedulerLoop:
                 self._say(rank, StopTask(attempt))
             case DiscardAttempt(attempt):
                 self._discard(attempt)
-            case StopRank(rank, _):
+            case StopRank(rank, reason):
                 self._capacities.pop(rank, None)
+                self._observer.rank_lost(rank, reason)
                 self._say(rank, Reset())
             case FinishJob():
                 self._finished = command
@@ -338,6 +341,7 @@ class SchedulerLoop:
         except CannotPickle as error:
             failure = Failure(FailureKind.BAD_INPUT, "CannotPickle", str(error))
             self._remember_failure(attempt.id, failure)
+            self._observer.attempt_failed(task, attempt, failure)
             self._events.append(events.AttemptEnded(rank, attempt, failure.kind, 0.0, 0, failure.message))
             return
         sent = self._blobs_sent[rank]
@@ -421,6 +425,7 @@ class SchedulerLoop:
             return
         failure = failure_of(task, "", SCHEDULER_RANK)
         self._remember_failure(task.id, failure)
+        self._observer.attempt_failed(task, task.runtime_id, failure, self._clock() - started)
         task.retry_count += 1
         self._events.append(events.LocalRunEnded(task.id, failure.kind, f"{failure.type_name}: {failure.message}"))
 

@@ -12,6 +12,7 @@ from smallpond_mpi.common import MB
 
 if TYPE_CHECKING:
     from smallpond_mpi.execution.task.base import Task
+    from smallpond_mpi.logical.dataset import DataSet
 
 PROFILE_LOGGED_AFTER_SECS = 3.0
 
@@ -70,6 +71,8 @@ class AttemptMetrics:
         metrics["max resident set size (MB)"] = usage.ru_maxrss / 1024
         metrics["user mode cpu time (secs)"] = usage.ru_utime - self._usage.ru_utime
         metrics["system mode cpu time (secs)"] = usage.ru_stime - self._usage.ru_stime
+        if task.input_datasets and not task.exec_on_scheduler:
+            metrics["num input bytes"] = sum(map(known_bytes, task.input_datasets))
         if task.ctx.enable_diagnostic_metrics:
             inputs = [size for dataset in task.input_datasets for size in _file_sizes(dataset.resolved_paths)]
             outputs = list(_file_sizes(task.output.resolved_paths))
@@ -89,6 +92,33 @@ class AttemptMetrics:
             logging.getLogger(__name__).info(
                 "%s took %.1f s:\n%s", task.key, task.elapsed_time, cprofile_to_string(self.profile)
             )
+
+
+def known_bytes(dataset: "DataSet") -> int:
+    """Bytes on disk of the rows of a dataset that was read: in proportion where they are a part of a file's.
+
+    Opens nothing: of Parquet files that nobody has opened, nothing is known, and they were not read.
+    """
+    from smallpond_mpi.logical.dataset import CsvDataSet, JsonDataSet, ParquetDataSet
+
+    if isinstance(dataset, (CsvDataSet, JsonDataSet)):
+        return sum(map(_size, dataset.resolved_paths))
+    if not isinstance(dataset, ParquetDataSet):
+        return 0
+    total = 0
+    for item in dataset._ranges_as_known():
+        if item.is_known and item.num_rows:
+            size = item.file_bytes if item.is_promised else _size(item.path)
+            total += size if item.is_whole_file else size * item.num_rows // item.file_num_rows
+    return total
+
+
+def _size(path: str) -> int:
+    """Bytes of a file; 0 of one that is gone or is not of this node's file systems."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
 
 
 def _file_sizes(paths: list[str]) -> list[int]:
