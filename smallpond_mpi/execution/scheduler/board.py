@@ -44,6 +44,7 @@ class Board:
         self.resumed_at = float("-inf")  # silence before this does not count
         self.out: list[Command] = []
         self.offers: list[RankState] = []  # ranks on which something became free
+        self.watched_lanes: dict[int, list[Lane]] = {}  # by the time at which to look at them
         self.unmet: list[ReadyQueue] = []  # queues that no rank is large enough for
         self.touched: list[Lane] = []  # lanes behind whose head short tasks may be queued
         self._stage_of_id: dict[int, Stage] = {}
@@ -194,13 +195,15 @@ class Board:
         if self._retries:
             retry = self._retries.get(task, 0)
             older = self.live.get(task)
-        id = TaskRuntimeId(TaskId(task), self.epoch, retry)
-        attempt = self.live[task] = Attempt(id, task, lane, older, is_twin)
-        attempts = lane.attempts
-        attempts.append(attempt)
-        if len(attempts) == 1:
+        attempt = self.live[task] = Attempt(task, retry, lane, older, is_twin)
+        lane.add(attempt)
+        if lane.head is attempt:
             self.begin(attempt)
-        self.out.append(StartAttempt(lane.rank.number, id, lane.grant))
+        self.out.append(StartAttempt(lane.rank.number, TaskRuntimeId(TaskId(task), self.epoch, retry), lane.grant))
+
+    def id_of(self, attempt: Attempt) -> TaskRuntimeId:
+        """Its name outside."""
+        return TaskRuntimeId(TaskId(attempt.task), self.epoch, attempt.retry)
 
     def begin(self, attempt: Attempt) -> None:
         """It is the head of its lane now: it runs."""
@@ -211,18 +214,17 @@ class Board:
     def stop(self, attempt: Attempt, reason: str) -> None:
         """Tell the rank to end it. It is no longer its task's; its place stays taken until the rank says that it is over."""
         attempt.is_stopping = True
-        self.out.append(StopAttempt(attempt.lane.rank.number, attempt.id, reason))
+        self.out.append(StopAttempt(attempt.lane.rank.number, self.id_of(attempt), reason))
 
-    def find(self, id: TaskRuntimeId, rank: Rank | None) -> Attempt | None:
-        """The attempt of this id, if it is not over (and if it is on `rank`)."""
+    def find(self, id: TaskRuntimeId, rank: RankState) -> Attempt | None:
+        """The attempt of this id, if it is on this rank and not over."""
         if id.epoch != self.epoch:
             return None
         attempt = self.live.get(id.id)
-        while attempt is not None and attempt.id.retry != id.retry:
+        retry = id.retry
+        while attempt is not None and attempt.retry != retry:
             attempt = attempt.older
-        if attempt is not None and rank is not None and attempt.lane.rank.number != rank:
-            return None
-        return attempt
+        return attempt if attempt is not None and attempt.lane.rank is rank else None
 
     def attempts(self, task: int) -> Iterator[Attempt]:
         """Its attempts that are not over, newest first."""
@@ -249,11 +251,7 @@ class Board:
                 assert newest.older is not None
                 newest = newest.older
             newest.older = attempt.older
-        attempts = attempt.lane.attempts
-        if attempts[0] is attempt:
-            del attempts[0]
-        else:
-            attempts.remove(attempt)
+        attempt.lane.remove(attempt)
 
     # reservations
 
@@ -311,18 +309,18 @@ class Board:
         in_lanes = 0
         for rank in self.fleet.ranks.values():
             for lane in rank.lanes:
-                in_lanes += len(lane.attempts)
+                in_lanes += len(lane)
                 for attempt in lane.attempts:
                     if attempt.lane is not lane or attempt not in tuple(self.attempts(attempt.task)):
                         raise InvariantBroken(
-                            f"attempt {attempt.id} is in a lane of rank {rank.number} and not its task's"
+                            f"attempt {self.id_of(attempt)} is in a lane of rank {rank.number} and not its task's"
                         )
         n_live = 0
         for task in self.live:
             for attempt in self.attempts(task):
                 n_live += 1
                 if attempt.task != task or attempt.is_over or attempt.lane.rank.status is GONE:
-                    raise InvariantBroken(f"attempt {attempt.id} is over or its rank is gone")
+                    raise InvariantBroken(f"attempt {self.id_of(attempt)} is over or its rank is gone")
         if n_live != in_lanes:
             raise InvariantBroken(f"{n_live} attempts are live, {in_lanes} are in lanes")
         for task in self.graph.tasks():

@@ -155,7 +155,7 @@ class SchedulerCore:
     def _attempt_ended(self, event: ev.AttemptEnded) -> None:
         board = self._board
         rank = self._hear(event.rank)
-        attempt = board.find(event.attempt, event.rank) if rank is not None else None
+        attempt = board.find(event.attempt, rank) if rank is not None else None
         if rank is None or attempt is None:
             if event.failure is None:
                 board.out.append(DiscardAttempt(event.attempt))
@@ -182,16 +182,18 @@ class SchedulerCore:
         if task in board.live:
             for other in board.attempts(task):
                 if not other.is_stopping:
-                    stop(board, other, f"{attempt.id} was first")
+                    stop(board, other, f"{event.attempt} was first")
         board.done(task)
         if not stage.is_watched and stage.running:
             watch_stage(board, stage)
 
     def _checkpointed(self, event: ev.Checkpointed) -> None:
-        attempt = self._board.find(event.attempt, None)
-        if attempt is not None:
-            self._hear(attempt.lane.rank.number)
-            attempt.since = self._board.now
+        if event.attempt.epoch != self._board.epoch:
+            return
+        for attempt in self._board.attempts(event.attempt.id):
+            if attempt.retry == event.attempt.retry:
+                self._hear(attempt.lane.rank.number)
+                attempt.since = self._board.now
 
     # ranks
 

@@ -97,10 +97,10 @@ def _runs(board: Board, task: int) -> str:
         return "runs on rank 0 itself"
     parts = []
     for attempt in board.attempts(task):
-        where = f"attempt {attempt.id} on rank {attempt.lane.rank.number} ({attempt.lane.rank.host})"
+        where = f"attempt {board.id_of(attempt)} on rank {attempt.lane.rank.number} ({attempt.lane.rank.host})"
         if attempt.is_stopping:
             parts.append(f"{where} is being stopped")
-        elif attempt.lane.attempts[0] is attempt:
+        elif attempt.lane.head is attempt:
             parts.append(f"{where} has run for {board.now - attempt.since:.1f} seconds")
         else:
             parts.append(f"{where} waits for {attempt.lane.attempts.index(attempt)} others there")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from enum import Enum, unique
 from typing import TYPE_CHECKING
 
-from smallpond_mpi.execution.model import SCHEDULER_RANK, Capacity, Grant, Rank, TaskRuntimeId
+from smallpond_mpi.execution.model import SCHEDULER_RANK, Capacity, Grant, Rank
 from smallpond_mpi.execution.scheduler.graph import InvariantBroken
 from smallpond_mpi.execution.slots import GPU_UNITS, Layout, Slots, gpu_units
 
@@ -93,13 +93,13 @@ class Shape:
 
 
 class Attempt:
-    """One attempt that a rank was told to start and has not said to be over."""
+    """One attempt that a rank was told to start and has not said to be over. (Its id is `Board.id_of`: millions need no object for it.)"""
 
-    __slots__ = ("id", "is_over", "is_stopping", "is_twin", "lane", "older", "since", "task")
+    __slots__ = ("is_over", "is_stopping", "is_twin", "lane", "older", "retry", "since", "task")
 
-    def __init__(self, id: TaskRuntimeId, task: int, lane: "Lane", older: "Attempt | None", is_twin: bool) -> None:
-        self.id = id
+    def __init__(self, task: int, retry: int, lane: "Lane", older: "Attempt | None", is_twin: bool) -> None:
         self.task = task
+        self.retry = retry
         self.lane = lane
         self.older = older  # an earlier attempt of the same task that is not over either
         self.is_twin = is_twin
@@ -109,17 +109,45 @@ class Attempt:
 
 
 class Lane:
-    """A grant, and the attempts that were started under it, in order: the first one runs."""
+    """A grant, and the attempts that were started under it, in order: the head runs, the others wait behind it."""
 
-    __slots__ = ("attempts", "grant", "is_watched", "queue", "rank", "shape")
+    __slots__ = ("behind", "grant", "head", "is_watched", "queue", "rank", "shape")
 
     def __init__(self, rank: "RankState", shape: Shape, grant: Grant) -> None:
         self.rank = rank
         self.queue: ReadyQueue | None = None  # where its last attempt came from; more may follow from there
         self.shape = shape
         self.grant = grant
-        self.attempts: list[Attempt] = []
-        self.is_watched = False  # a timer looks at how long its head runs
+        self.head: Attempt | None = None
+        self.behind: list[Attempt] | None = None  # most lanes never have any
+        self.is_watched = False  # an alarm looks at how long its head runs
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        """Head and the others."""
+        return [] if self.head is None else [self.head, *(self.behind or ())]
+
+    def __len__(self) -> int:
+        return 0 if self.head is None else 1 + len(self.behind or ())
+
+    def add(self, attempt: Attempt) -> None:
+        """At the end."""
+        if self.head is None:
+            self.head = attempt
+        elif self.behind is None:
+            self.behind = [attempt]
+        else:
+            self.behind.append(attempt)
+
+    def remove(self, attempt: Attempt) -> None:
+        """Wherever it is; the one behind a head becomes the head."""
+        if self.head is not attempt:
+            assert self.behind is not None
+            self.behind.remove(attempt)
+        elif self.behind:
+            self.head = self.behind.pop(0)
+        else:
+            self.head = None
 
 
 class RankState:
@@ -165,7 +193,7 @@ class RankState:
         self.is_resting = False
         self.is_open = True  # may get new work: joined and not resting
         self.reserved_for: ReadyQueue | None = None  # whose next task it is kept free for
-        self.suspects: list[int] = []  # tasks that crashed here since the last success here
+        self.suspects: tuple[int, ...] = ()  # tasks that crashed here since the last success here
         self.suspects_since = 0  # successes anywhere when the first of these crashed
 
     def reopen(self) -> None:
@@ -373,7 +401,7 @@ class Fleet:
             bytes_granted += lane.grant.memory_bytes
             for index, quota in lane.grant.gpus:
                 quotas[index] += gpu_units(quota)
-            if not lane.attempts:
+            if lane.head is None:
                 raise InvariantBroken(f"rank {rank.number} has a lane without attempts")
         if rank.status is GONE and rank.lanes:
             raise InvariantBroken(f"rank {rank.number} is gone and has lanes")

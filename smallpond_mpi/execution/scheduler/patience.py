@@ -130,10 +130,10 @@ def suspect(board: Board, rank: RankState, task: int) -> None:
     if task not in rank.suspects:
         if not rank.suspects:
             rank.suspects_since = board.n_done
-        rank.suspects.append(task)
+        rank.suspects = (*rank.suspects, task)
     if len(rank.suspects) < board.policy.suspect_failures or board.n_done == rank.suspects_since:
         return
-    rank.suspects.clear()
+    rank.suspects = ()
     board.fleet.set_failing(rank, True)
     if board.fleet.n_live() == board.fleet.n_failing:
         return
@@ -153,7 +153,7 @@ def _end_rest(board: Board, rank: RankState) -> None:
 
 def trust(board: Board, rank: RankState) -> None:
     """A task succeeded on a rank that was under suspicion."""
-    rank.suspects.clear()
+    rank.suspects = ()
     rank.rest_secs = 0.0
     board.fleet.set_failing(rank, False)
 
@@ -164,32 +164,49 @@ def trust(board: Board, rank: RankState) -> None:
 def watch_lane(board: Board, lane: Lane) -> None:
     """Notice when attempts wait too long behind the head of this lane."""
     if not lane.is_watched:
-        lane.is_watched = True
-        head = lane.attempts[0]
-        board.set_alarm(head.since + board.stage_of(head.task).recall_after(board.policy), _look_at_lane, lane)
+        head = lane.head
+        assert head is not None
+        _look_later(board, lane, head.since + board.stage_of(head.task).recall_after(board.policy))
+
+
+def _look_later(board: Board, lane: Lane, when: float) -> None:
+    """Lanes that are due at about the same time share an alarm: there may be hundreds of thousands of them."""
+    lane.is_watched = True
+    grain = board.policy.recall_secs / 2
+    bucket = int(when / grain) + 1
+    lanes = board.watched_lanes.get(bucket)
+    if lanes is None:
+        lanes = board.watched_lanes[bucket] = []
+        board.set_alarm(max(bucket * grain, board.now), _look_at_lanes, bucket)
+    lanes.append(lane)
+
+
+def _look_at_lanes(board: Board, bucket: int) -> None:
+    for lane in board.watched_lanes.pop(bucket):
+        _look_at_lane(board, lane)
 
 
 def _look_at_lane(board: Board, lane: Lane) -> None:
     lane.is_watched = False
-    waiting = [attempt for attempt in lane.attempts[1:] if not attempt.is_stopping]
-    if not waiting:
+    head = lane.head
+    waiting = [attempt for attempt in lane.behind or () if not attempt.is_stopping]
+    if not waiting or head is None:
         return
-    head = lane.attempts[0]
     patience = board.stage_of(head.task).recall_after(board.policy)
     when = head.since + patience
     if when <= board.now:
         if board.stop_reason is None and board.fleet.find(lane.shape) is not None:
+            before = board.id_of(head)
             for attempt in waiting:
-                stop(board, attempt, f"{head.id} runs for long before it, and there is room elsewhere")
+                stop(board, attempt, f"{before} runs for long before it, and there is room elsewhere")
                 board.trouble(attempt.task).tell(
-                    f"an attempt was recalled from rank {lane.rank.number}: {head.id} ran for long before it"
+                    f"an attempt was recalled from rank {lane.rank.number}: {before} ran for long before it"
                 )
                 if not board.has_current(attempt.task):
                     board.again(attempt.task)
             return
         when = board.now + patience
-    lane.is_watched = True
-    board.set_alarm(when, _look_at_lane, lane)
+    _look_later(board, lane, when)
 
 
 # stragglers
@@ -265,7 +282,9 @@ def _look_at_stops(board: Board, subject: tuple[RankState, float]) -> None:
         all(attempt.is_stopping for attempt in attempts)
         and max(since, board.resumed_at) + board.policy.stop_secs <= board.now
     ):
-        give_rank_up(board, rank, f"it did not end {attempts[0].id} within {board.policy.stop_secs:g} seconds")
+        give_rank_up(
+            board, rank, f"it did not end {board.id_of(attempts[0])} within {board.policy.stop_secs:g} seconds"
+        )
         return
     rank.is_stop_timed = True
     board.set_alarm(board.now + board.policy.stop_secs, _look_at_stops, (rank, board.now))

@@ -8,8 +8,8 @@ from smallpond_mpi.execution.scheduler.queues import ReadyQueue
 
 def go_on(board: Board, lane: Lane) -> None:
     """An attempt of this lane is over: the next one runs there, or another task takes the lane, or its place is free."""
-    if lane.attempts:
-        head = lane.attempts[0]
+    head = lane.head
+    if head is not None:
         board.begin(head)
         board.touched.append(lane)
         return
@@ -97,7 +97,7 @@ def _top_up(board: Board, lane: Lane) -> None:
 
     Not for tasks that had trouble (each runs alone), and not where a more urgent one waits for this rank.
     """
-    queue, have = lane.queue, len(lane.attempts)
+    queue, have = lane.queue, len(lane)
     if queue is None or not queue.tasks or not have:
         return
     depth = board.stage_of(queue.tasks[0]).depth
@@ -110,8 +110,8 @@ def _top_up(board: Board, lane: Lane) -> None:
             return
     for _ in range(min(depth - have, len(queue.tasks) // lane.shape.n_lanes)):
         task = queue.tasks[0]
-        if board.stage_of(task).depth <= len(lane.attempts) or task in board.troubles:
+        if board.stage_of(task).depth <= len(lane) or task in board.troubles:
             break
         board.start(lane, queue)
-    if len(lane.attempts) > 1:
+    if len(lane) > 1:
         watch_lane(board, lane)
