@@ -48,7 +48,9 @@ class Lineage:
         self._of_task[task.id] = attempt.encode()
 
     def run_here(self, task: Task) -> None:
-        self._of_task[task.id] = b"here" + self.inputs(task) + self.fingerprint(task)
+        # What is dealt out at random follows from the task's id, which another script may give to another task.
+        drawn = str(task.id).encode() if getattr(task, "random_shuffle", False) else b""
+        self._of_task[task.id] = b"here" + drawn + self.inputs(task) + self.fingerprint(task)
 
     def inputs(self, task: Task) -> bytes:
         """Digest of the lineage of a task's inputs; shared inputs are digested once."""

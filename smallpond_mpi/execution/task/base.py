@@ -72,7 +72,7 @@ class Task(WorkItem):
     times_forgotten = 0
     # Whether the task asks for a child of its own instead of a warm one.
     isolated = False
-    # Whether its fingerprint must cover the content of source files (False: only their paths matter, as for a split by files).
+    # Whether its result depends on what is in its inputs' files (False: only on which they are, as for a manifest).
     reads_content = True
 
     # (path, bytes) of every file that the attempt left: a restarted job takes the output up only if they are still there.
@@ -245,6 +245,13 @@ class Task(WorkItem):
     def runs_here(self) -> bool:
         """Whether rank 0 runs this itself, on the planned object: kinds of ours that touch no file and no user code."""
         return False
+
+    def content_stamp(self) -> object:
+        """What its output's content depends on besides attributes and inputs: size and time of source files.
+
+        Part of its fingerprint if it reads, and of those of tasks that read its output; otherwise never asked for.
+        """
+        return None
 
     # directories
 

@@ -71,6 +71,11 @@ class DataSinkTask(Task):
         return self.output_root
 
     @property
+    def reads_content(self) -> bool:  # type: ignore[override] # an attribute of Task; here it follows from the type
+        """A manifest lists files where they are."""
+        return self.type != "manifest"
+
+    @property
     def manifest_path(self) -> str:
         return os.path.join(self.output_path, self.manifest_filename)
 

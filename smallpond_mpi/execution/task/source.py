@@ -59,6 +59,9 @@ class DataSourceTask(ExecSqlQueryMixin):
     def self_contained_output(self) -> bool:
         return not self.runs_here
 
+    def content_stamp(self) -> object:
+        return self.source.content_stamp()
+
     def check_before_run(self) -> None:
         dataset = self.source
         if isinstance(dataset, (ArrowTableDataSet, PandasDataSet, SqlQueryDataSet)):

@@ -8,8 +8,10 @@ import copy
 import logging
 import os
 import random
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import duckdb
@@ -18,8 +20,8 @@ from fsspec import AbstractFileSystem
 
 from smallpond_mpi.common import DEFAULT_BATCH_SIZE, InvalidArgument, split_into_rows
 from smallpond_mpi.io.arrow import cast_columns_to_large_string, convert_types_to_large_string
-from smallpond_mpi.io.parquet import moved_path, pack_paths, unpack_paths
-from smallpond_mpi.io.resolve import absolute, has_magic, resolve
+from smallpond_mpi.io.parquet import map_in_threads, moved_path, pack_paths, unpack_paths
+from smallpond_mpi.io.resolve import absolute, files_in, has_magic, is_url, resolve
 from smallpond_mpi.logical.dataset.errors import translate
 
 if TYPE_CHECKING:
@@ -30,6 +32,11 @@ __all__ = ["DataSet", "FileSet", "has_magic"]
 logger = logging.getLogger(__name__)
 
 D = TypeVar("D", bound="DataSet")
+
+NOT_PARTS = frozenset(
+    {"paths", "root_dir", "_base_dir", "_resolved", "_resolved_from", "_known", "_known_files", "_is_promoted"}
+)
+"""Attributes of datasets that hold the paths as they were given, or what was found out about the files."""
 
 
 class DataSet:
@@ -119,6 +126,22 @@ class DataSet:
     def recorded_file_sizes(self) -> dict[str, int]:
         """Size on disk of each file whose writer told it: what must still be there for this dataset to be good."""
         return {}
+
+    def fingerprint_parts(self) -> list[object]:
+        """What this dataset is: which files, read how. Looks at no file; what is in them is told by `content_stamp`."""
+        settings = {name: value for name, value in vars(self).items() if name not in NOT_PARTS}
+        return [self.absolute_paths, *(part for name in sorted(settings) for part in (name, settings[name]))]
+
+    def content_stamp(self) -> object:
+        """(path, bytes, time of change in ns) of each file, so that a change can be seen; a file that isn't there has no numbers.
+
+        `protocol://` paths stand for themselves.
+        """
+        try:
+            files = copy.copy(self).resolved_paths
+        except OSError:  # whoever reads it says what is wrong
+            files = self.absolute_paths
+        return [stamp for stamps in map_in_threads(partial(stamps_of, self.recursive), files, 16) for stamp in stamps]
 
     @property
     def num_files(self) -> int:
@@ -293,6 +316,19 @@ class FileSet(DataSet):
     def merge(datasets: "list[FileSet]") -> "FileSet":  # type: ignore[override]
         """One set of all files."""
         return merge_datasets(datasets, FileSet)
+
+
+def stamps_of(recursive: bool, path: str) -> list[tuple[str, int, int]]:
+    """The stamp of a file, or of those in a directory."""
+    if is_url(path):
+        return [(path, 0, 0)]
+    try:
+        status = os.stat(path)
+        if not stat.S_ISDIR(status.st_mode):
+            return [(path, status.st_size, status.st_mtime_ns)]
+        return [stamp for file in files_in(path, recursive) for stamp in stamps_of(recursive, file)]
+    except OSError:
+        return [(path, -1, -1)]
 
 
 def merge_datasets(datasets: Sequence[D], kind: type[Any] | None = None) -> D:

@@ -49,6 +49,10 @@ class InMemoryDataSet(DataSet):
     def _rows(self) -> pa.Table:
         raise NotImplementedError
 
+    def content_stamp(self) -> object:
+        """There is no file."""
+        return None
+
     def _of_rows(self: M, table: pa.Table) -> M:
         raise NotImplementedError
 

@@ -198,6 +198,11 @@ class ParquetDataSet(DataSet):
             self._is_promoted = self._types_differ(schemas)
         return self._is_promoted
 
+    def fingerprint_parts(self) -> list[object]:
+        """Also which rows, where they are not all of a file."""
+        ranges = [] if self._files_if_known() is None or self.is_of_whole_files else pack_ranges(self._known)
+        return [*super().fingerprint_parts(), ranges]
+
     @property
     def num_rows(self) -> int:
         return sum(item.num_rows for item in self.resolved_row_ranges)
