@@ -197,7 +197,7 @@ def change(what: str) -> int:
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))
         case "handler":
-            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            signal.signal(signal.SIGALRM, signal.SIG_IGN)
         case "umask":
             os.umask(0o77)
     return os.getpid()

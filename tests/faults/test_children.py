@@ -208,6 +208,23 @@ def test_a_warm_child_is_reused(bench: Bench) -> None:
     assert len(pids) == 1
 
 
+def test_the_death_of_an_idle_child_costs_nothing(bench: Bench) -> None:
+    child = result(bench.run(task(1, "pid"))[0])
+    assert isinstance(child, int)
+    os.kill(child, signal.SIGKILL)
+    assert result(bench.run(task(2, "pid"))[0]) != child
+
+
+def test_warnings_of_slurm_reach_everybody_and_end_nobody(bench: Bench) -> None:
+    child = result(bench.run(task(1, "pid"))[0])
+    assert isinstance(child, int)
+    for signum in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT):
+        os.kill(child, signum)
+        os.kill(bench.server.pid, signum)
+    assert result(bench.run(task(2, "pid"))[0]) == child
+    assert result(bench.run(task(3, "pid", fresh=True))[0])
+
+
 def test_fresh_means_a_child_of_its_own(bench: Bench) -> None:
     warm = result(bench.run(task(1, "pid"))[0])
     fresh = [result(ended) for ended in bench.run(task(2, "pid", fresh=True), task(3, "pid", fresh=True))]

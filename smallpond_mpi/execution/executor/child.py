@@ -48,7 +48,10 @@ THREAD_VARIABLES = (
     "VECLIB_MAXIMUM_THREADS",
 )
 GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
-RLIMITS = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
+RLIMITS = tuple(
+    getattr(resource, f"RLIMIT_{name}")
+    for name in ("AS", "CORE", "CPU", "DATA", "FSIZE", "MEMLOCK", "NOFILE", "NPROC", "STACK")
+)
 SIGNALS = tuple(int(signum) for signum in signal.valid_signals() if signum < signal.SIGRTMIN)
 
 
@@ -117,8 +120,8 @@ def redirect(spool_fd: int) -> None:
     os.close(nowhere)
     sys.stdin = open(0, closefd=False)  # noqa: SIM115 lives as long as the process
     # a line at a time, so that what a crash is preceded by is there
-    sys.stdout = open(1, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     faulthandler.enable(2)
     faulthandler.register(DUMP_SIGNAL, file=2, all_threads=True)
 

@@ -230,6 +230,10 @@ def main(arguments: str) -> None:
     rank_pid = int(str(given["rank_pid"]))
     adopt_orphans()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a wake-up when the rank dies: getppid() tells
+    for warning in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT):
+        signal.signal(
+            warning, signal.SIG_IGN
+        )  # Slurm sends them to every process of a step; children ignore them likewise
     die_with_parent(signal.SIGTERM)
     sock = socket.socket(fileno=int(str(given["fd"])))
     modules = given["preload"]

@@ -41,10 +41,6 @@ class Spool:
         os.ftruncate(self.fd, 0)
         self._taken = 0
 
-    @property
-    def taken_bytes(self) -> int:
-        return self._taken
-
     def close(self) -> None:
         os.close(self.fd)
 

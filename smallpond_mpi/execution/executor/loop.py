@@ -154,6 +154,7 @@ class ExecutorLoop:
         self._watch_server()
         self._wires: dict[int, _Wire] = {}
         self._dead: list[int] = []
+        self._full_spools: set[int] = set()
         self._events: list[Event] = []
         self._outbox: list[Message] = [self._joined()]
         self._blobs: dict[bytes, Blob] = {}
@@ -205,6 +206,8 @@ class ExecutorLoop:
         for child in self._dead:
             self._bury(child)
         self._dead.clear()
+        if self._full_spools:
+            self._cut_spools()
         self._flush_outbox()
         if self._peer_gone and not self.finished:  # a Shutdown that came with the news has been heeded
             self._finish(self._peer_gone)
@@ -327,6 +330,8 @@ class ExecutorLoop:
             case Exited(child, status):
                 wire = self._wires[child]
                 self._drain(child, wire)
+                if wire.sent:
+                    self._recall(child)  # what it never began can't have been its end
                 kills = oom_kills() if os.WIFSIGNALED(status) else self._oom_kills
                 self._events.append(ChildDied(child, status, kills > self._oom_kills))
                 self._oom_kills = kills
@@ -348,6 +353,7 @@ class ExecutorLoop:
     def _replace_server(self, reason: str) -> None:
         for child, wire in self._wires.items():
             self._drain(child, wire)
+            self._recall(child)
             self._dead.append(child)
         self._events.append(ServerDied(reason))
         self._selector.unregister(self._server_fd)
@@ -458,9 +464,19 @@ class ExecutorLoop:
             if self._log is not None and self._log.problem:
                 tail += f"\n[{self._log.problem}]"
             ended = replace(ended, failure=replace(ended.failure, log_tail=tail))
-        if end > SPOOL_CUT_BYTES and not wire.sent:
-            wire.spool.cut()
+        if end > SPOOL_CUT_BYTES:
+            self._full_spools.add(child)
         return ended
+
+    def _cut_spools(self) -> None:
+        """Empty the long spools of children that have reported all they were sent: those write nothing now."""
+        for child in list(self._full_spools):
+            wire = self._wires.get(child)
+            if wire is None:
+                self._full_spools.discard(child)
+            elif not wire.sent:
+                wire.spool.cut()
+                self._full_spools.discard(child)
 
     def _flush_outbox(self) -> None:
         if self._outbox:

@@ -96,6 +96,16 @@ def test_a_crash_costs_the_attempt_that_ran_and_those_behind_run_in_another_chil
     assert [one.attempt.id for one in world.begun] == [1, 2, 3, 4, 5]
 
 
+def test_the_death_of_a_child_that_has_begun_nothing_costs_nothing() -> None:
+    world = World(capacity())
+    world.feed(run(1, 0))
+    world.settle()
+    world.feed(run(2, 0))
+    world.die(0, KILLED)
+    world.settle()
+    assert kinds(world) == {1: None, 2: None}
+
+
 @pytest.mark.parametrize(
     ("status", "by_oom_killer", "kind"),
     [

@@ -158,8 +158,8 @@ class World:
             it.is_killed = True
 
     def die(self, child: int, status: int = CRASHED, by_oom_killer: bool = False) -> None:
-        del self.children[child]
-        self.feed(ChildDied(child, status, by_oom_killer))
+        never_begun = tuple(one.attempt for one in self.children.pop(child).sent)
+        self.feed(WorkRecalled(child, never_begun), ChildDied(child, status, by_oom_killer))
 
     def bury_the_killed(self) -> None:
         for child in [child for child, it in self.children.items() if it.is_killed]:
