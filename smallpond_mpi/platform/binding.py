@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from smallpond_mpi.execution.model import SCHEDULER_RANK, Rank
 
 SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PALS_SIZE", "FLUX_JOB_SIZE", "MV2_COMM_WORLD_SIZE")
+RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PALS_RANKID", "FLUX_TASK_RANK", "MV2_COMM_WORLD_RANK")
 SLURM_SPECIAL_STEPS = 0xFFFFFFF0
 """Step ids from here on are Slurm's own: the batch script, an interactive shell."""
 
@@ -32,6 +33,17 @@ def launched_size(env: Mapping[str, str]) -> int:
 def launched_by_mpi(env: Mapping[str, str]) -> bool:
     """Whether a launcher started this process together with others: only then is there a world to be part of."""
     return launched_size(env) > 1
+
+
+def launched_rank(env: Mapping[str, str]) -> Rank | None:
+    """Which of the launched processes this is, known before MPI starts; None without a launcher, or if it doesn't say."""
+    if not launched_by_mpi(env):
+        return None
+    # Slurm's comes last: below an mpirun that a batch script started, every process has inherited the script's
+    for name in (*RANK_VARIABLES, "SLURM_PROCID"):
+        if env.get(name, "").isdigit():
+            return Rank(int(env[name]))
+    return None
 
 
 def launcher_of(env: Mapping[str, str]) -> str:
