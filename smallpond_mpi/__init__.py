@@ -62,5 +62,5 @@ def init(
         "remove_output_root": _remove_output_root,
         **kwargs,
     }
-    session: Session = open_session(lambda: __getattr__("Session"), resolve(arguments, os.environ), os.environ)
+    session: Session = open_session(lambda: __getattr__("Session"), lambda: resolve(arguments, os.environ), os.environ)
     return session

@@ -24,8 +24,10 @@ def current() -> Any:
     return _session
 
 
-def open_session(load_class: Callable[[], Any], config: Config, env: Mapping[str, str]) -> Any:
-    """Make this process's session on rank 0; serve rank 0, and never return, on the others. Only rank 0 loads the session's class.
+def open_session(load_class: Callable[[], Any], load_config: Callable[[], Config], env: Mapping[str, str]) -> Any:
+    """Make this process's session on rank 0; serve rank 0, and never return, on the others.
+
+    Only rank 0 loads the session's class and looks at the arguments: what is wrong with them is said once.
 
     Raises:
         InvalidArgument: there is an open session already, or the ranks of this launch have left with an earlier one.
@@ -44,9 +46,11 @@ def open_session(load_class: Callable[[], Any], config: Config, env: Mapping[str
     if place.rank != SCHEDULER_RANK:
         place.serve()
     try:
+        config = load_config()
         _session = load_class()(config=config, place=place)
     except BaseException:
-        place.leave(failed=True)
+        place.dismiss()
+        place.leave(exit_code_if_stuck=1)
         raise
     return _session
 

@@ -232,7 +232,7 @@ class SessionBase:
         finally:
             self._observer.close(self._failure)
             self._lease.release()
-            self._place.leave()
+            self._place.leave(exit_code_if_stuck=0 if self._failure is None else 1)
 
     def _close_journal(self) -> None:
         """Write down that the job ended. Only then, and only while no later epoch has begun, goes what it needed."""

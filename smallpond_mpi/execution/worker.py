@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from smallpond_mpi.execution.executor.loop import ExecutorLoop
 from smallpond_mpi.execution.executor.sandbox import ForkServer
 from smallpond_mpi.execution.model import SCHEDULER_RANK, Capacity, Rank
+from smallpond_mpi.execution.protocol import Shutdown, encode
 from smallpond_mpi.execution.transport import EPOLL_SECS, nap_secs
 from smallpond_mpi.platform import discover
 from smallpond_mpi.platform.binding import launched_by_mpi
@@ -64,17 +65,18 @@ class Place:
         self.transport.leave(0)
         os._exit(0)
 
-    def leave(self, failed: bool = False) -> None:
-        """Rank 0's way out: its children go, MPI is finalized (or, after a failure before the engine ran, aborted)."""
+    def dismiss(self) -> None:
+        """Tell the other ranks that there will be no session: they are serving already."""
+        for rank in range(1, self.size):
+            self.transport.send(Rank(rank), encode([Shutdown()]))
+
+    def leave(self, exit_code_if_stuck: int = 0) -> None:
+        """Rank 0's way out: its children go, MPI is finalized."""
         self.server.close(1.0)
         if self.transport is None:
             return
         _flush()
-        if failed:
-            sys.excepthook(*sys.exc_info())
-            _flush()
-            self.transport.abort(1)
-        self.transport.finalize(FINALIZE_SECS)
+        self.transport.finalize(FINALIZE_SECS, exit_code_if_stuck)
 
 
 def _flush() -> None:
