@@ -3,8 +3,10 @@
 `import smallpond_mpi as sp; sp.init().read_parquet(...)`. Nothing heavy is imported before it is needed.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
+from smallpond_mpi.forgotten import watch_for_init
 from smallpond_mpi.lazy import lazy_names
 
 if TYPE_CHECKING:
@@ -14,6 +16,7 @@ __version__ = "0.1.0"
 
 _NAMES = {"DataFrame": "smallpond_mpi.dataframe", "Session": "smallpond_mpi.dataframe"}
 __getattr__, __dir__, _ = lazy_names(__name__, _NAMES)
+watch_for_init(os.environ)
 __all__ = ["DataFrame", "Session", "__version__", "init"]
 
 
@@ -45,8 +48,6 @@ def init(
         InvalidArgument: an argument or variable is wrong, or this process has an open session. JobOwned: a live process runs this job.
         DataRootUnusable: no files can be made under the data root.
     """
-    import os
-
     from smallpond_mpi.config import resolve
     from smallpond_mpi.entry import open_session
 

@@ -108,6 +108,9 @@ class OutputUnusable(BadInput, OSError):
 class DataRootUnusable(SmallpondError, OSError):
     """The data root is missing, read-only or full."""
 
+    def __str__(self) -> str:
+        return str(self.args[-1]) if self.args else ""  # without the number of the error before it
+
 
 class JobOwned(SmallpondError, RuntimeError):
     """Another live process runs a job with the same id."""

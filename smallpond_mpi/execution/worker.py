@@ -16,6 +16,7 @@ from smallpond_mpi.execution.executor.sandbox import ForkServer
 from smallpond_mpi.execution.model import SCHEDULER_RANK, Capacity, Rank
 from smallpond_mpi.execution.protocol import Shutdown, encode
 from smallpond_mpi.execution.transport import EPOLL_SECS, nap_secs
+from smallpond_mpi.forgotten import arrived
 from smallpond_mpi.platform import discover
 from smallpond_mpi.platform.binding import launched_by_mpi
 
@@ -92,6 +93,7 @@ def arrive(env: Mapping[str, str]) -> Place:
     Raises:
         SmallpondError: the launcher started several processes, but they don't see each other.
     """
+    arrived()
     server = ForkServer(env)
     try:
         if launched_by_mpi(env):

@@ -56,6 +56,7 @@ LAYERS: list[tuple[str, list[str], set[str]]] = [
         [
             "config",
             "utility",
+            "forgotten",
             "faults",
             "io.*",
             "platform.base",
