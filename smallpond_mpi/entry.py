@@ -16,6 +16,9 @@ from smallpond_mpi.config import Config
 from smallpond_mpi.execution.model import SCHEDULER_RANK
 from smallpond_mpi.execution.worker import arrive
 
+PACKAGE_DIR = os.path.dirname(os.path.abspath(__file__)) + os.sep
+LIBRARY_DIR = os.path.dirname(os.__file__) + os.sep
+
 _session: Any = None
 
 
@@ -69,12 +72,7 @@ def install_hooks() -> None:
             sys.stderr.write(f"{_place_in_script(traceback)}smallpond_mpi: {kind.__name__}: {error}\n")
             sys.stderr.flush()
         elif issubclass(kind, KeyboardInterrupt):
-            job = (
-                f" Job {session._runtime_ctx.job_id} can be taken up again: SP_JOBID={session._runtime_ctx.job_id}"
-                if session
-                else ""
-            )
-            sys.stderr.write(f"smallpond_mpi: interrupted.{job}\n")
+            _say_ended(f"{_place_in_script(traceback)}smallpond_mpi: interrupted")
         else:
             previous(kind, error, traceback)
 
@@ -89,7 +87,16 @@ def _on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
     session = current()
     if session is not None:
         session._failure = "terminated (SIGTERM)"
+    _say_ended(f"{_place_of(frame)}smallpond_mpi: terminated (SIGTERM)")
     raise SystemExit(128 + signum)
+
+
+def _say_ended(what: str) -> None:
+    """The job was ended from outside: say how it goes on. Written past Python's buffers: a signal may come while they are in use."""
+    session = current()
+    job = session._runtime_ctx.job_id if session is not None else None
+    again = f". Job {job} can be taken up where it was: start the script with SP_JOBID={job}" if job is not None else ""
+    os.write(2, f"{what}{again}\n".encode())
 
 
 def _shut_down_at_exit() -> None:
@@ -100,11 +107,21 @@ def _shut_down_at_exit() -> None:
 
 def _place_in_script(traceback: Any) -> str:
     """The line of the script that the error came from: the last frame outside this package."""
-    package = os.path.dirname(os.path.abspath(__file__)) + os.sep
     place = ""
     while traceback is not None:
-        path = traceback.tb_frame.f_code.co_filename
-        if not os.path.abspath(path).startswith((package, os.path.dirname(os.__file__) + os.sep, "<")):
-            place = f"{path}:{traceback.tb_lineno}: "
+        if _is_of_script(traceback.tb_frame):
+            place = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}: "
         traceback = traceback.tb_next
     return place
+
+
+def _place_of(frame: FrameType | None) -> str:
+    """The line of the script that is being executed."""
+    while frame is not None and not _is_of_script(frame):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}: " if frame is not None else ""
+
+
+def _is_of_script(frame: FrameType) -> bool:
+    path = frame.f_code.co_filename
+    return not path.startswith("<frozen") and not os.path.abspath(path).startswith((PACKAGE_DIR, LIBRARY_DIR))
