@@ -4,6 +4,7 @@ A worker's own process imports neither DuckDB nor Arrow nor the user's modules: 
 """
 
 import os
+import signal
 import socket
 import sys
 import time
@@ -36,6 +37,9 @@ class Place:
 
     def serve(self) -> NoReturn:
         """Run tasks for rank 0 until it says that the session is over, then leave the process."""
+        # Ctrl-C reaches every rank: rank 0 answers for all. A SIGTERM ends this rank alone; its fork server sees that and kills the children.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         executor = ExecutorLoop(
             self.transport,
             rank=self.rank,
