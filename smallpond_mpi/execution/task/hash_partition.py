@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from smallpond_mpi.common import DEFAULT_ROW_GROUP_SIZE, ColumnNotFound, InvalidArgument
+from smallpond_mpi.common import DEFAULT_ROW_GROUP_SIZE, MB, ColumnNotFound, InvalidArgument
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin
 from smallpond_mpi.execution.task.output import full_disk_told, input_facts, is_unknown, row_group_size
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from smallpond_mpi.logical.dataset import DataSet
 
 CHUNK_ROWS = 122880
+SAMPLE_ROWS = 4096
+SLICE_BYTES = 4 * MB
 ROWS_A_SLICE = 512
 """Rows that a partition should have of a chunk, on average: a slice costs as much as copying so many."""
 
@@ -114,8 +117,11 @@ class HashPartitionTask(ExecSqlQueryMixin, PartitionProducerTask):
 
     @property
     def max_batch_size(self) -> int:
-        """Bytes of rows (in memory) that are held before they are written: what is being read and encoded takes room too."""
-        return max(1, self.engine_memory // 4)
+        """Bytes of rows (in memory) that are held before they are written, as one file: enough that a partition's slice is worth a read.
+
+        No more than a quarter of the memory: what is being read and encoded takes room too.
+        """
+        return max(1, min(self.npartitions * SLICE_BYTES, self.engine_memory // 4))
 
     @property
     def chunk_rows(self) -> int:
@@ -133,17 +139,25 @@ class HashPartitionTask(ExecSqlQueryMixin, PartitionProducerTask):
         if facts is not None:
             self.adjust_row_group_size(facts.num_bytes, facts.num_rows)
         self.add_elapsed_time()
-        writer, written = self._writer(), 0
+        written = 0
+        writer: PartitionWriter | None = None
         with full_disk_told(), closing(self.partition(0, dataset)) as chunks:
             for batch in batched(chunks, self.max_batch_size):
                 self.add_elapsed_time("compute time (secs)")
-                table, counts = assemble(batch)
-                writer.append(table, counts.tolist())
-                written += table.num_rows
+                writer = writer or self._writer(batch)
+                written += self._write(writer, batch)
                 self.add_elapsed_time("output dump time (secs)")
+            assert writer is not None, "partition() gives a chunk without rows when there are none"
             self.dataset = PackedPartitions([writer.close()])
         self._check_rows(written, facts.num_rows if facts is not None else written)
         return True
+
+    def _write(self, writer: PartitionWriter, batch: list[Chunk]) -> int:
+        """Write a batch and let go of it; returns its rows."""
+        table, counts = assemble(batch)
+        batch.clear()
+        writer.append(table, counts.tolist())
+        return int(table.num_rows)
 
     def _check_rows(self, written: int, expected: int) -> None:
         self.perf_metrics["num input rows"] = expected
@@ -153,13 +167,13 @@ class HashPartitionTask(ExecSqlQueryMixin, PartitionProducerTask):
                 f"{self.key} read {expected} rows and wrote {written}: this is a bug, the output is not used"
             )
 
-    def _writer(self) -> PartitionWriter:
+    def _writer(self, first: list[Chunk]) -> PartitionWriter:
         metadata = self.parquet_kv_metadata_str()
         place = (self.runtime_output_abspath, self.output_filename, self.npartitions)
         if self.temp_output and not (self.use_parquet_writer or self.hive_partitioning):
-            return PackedWriter(
-                *place, self.dimension, WriteOptions(row_group_size=row_group_size(self), kv_metadata=metadata)
-            )
+            repeated = repeated_columns(first, self.npartitions)
+            packed = WriteOptions(use_dictionary=repeated, row_group_size=row_group_size(self), kv_metadata=metadata)
+            return PackedWriter(*place, self.dimension, packed)
         options = WriteOptions(
             self.parquet_compression or "NONE",
             self.parquet_compression_level,
@@ -229,6 +243,34 @@ class HashPartitionTask(ExecSqlQueryMixin, PartitionProducerTask):
 def _smallest(npartitions: int) -> Any:
     """The smallest type that holds partition numbers: those of 16 bits are sorted by radix."""
     return np.uint8 if npartitions <= 1 << 8 else np.uint16 if npartitions <= 1 << 16 else np.uint32
+
+
+def repeated_columns(batch: list[Chunk], npartitions: int) -> list[str]:
+    """The columns that a dictionary makes smaller and much faster to read: those with few values, judged by a sample of the first chunk.
+
+    Few: a third of the sample at most, and a quarter of the rows that a partition has; with more a dictionary is lost work.
+    """
+    rows = batch[0].rows
+    step = max(1, rows.num_rows // SAMPLE_ROWS)
+    sample = rows.take(pa.array(range(0, rows.num_rows, step), pa.int64()))
+    rows_a_partition = sum(chunk.rows.num_rows for chunk in batch) // npartitions
+    most = min(sample.num_rows // 3, rows_a_partition // 4)
+    return [
+        name for name, column in zip(sample.schema.names, sample.columns, strict=True) if _is_repeated(column, most)
+    ]
+
+
+def _is_repeated(column: pa.Array, most: int) -> bool:
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return True
+    if pa.types.is_boolean(kind) or pa.types.is_floating(kind) or not (pa.types.is_primitive(kind) or _is_text(kind)):
+        return False
+    return bool(most) and pc.count_distinct(column, mode="all").as_py() <= most
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_large_string(kind) or pa.types.is_large_binary(kind))
 
 
 def batched(chunks: Iterable[Chunk], max_bytes: int) -> Iterator[list[Chunk]]:

@@ -2,7 +2,8 @@
 
 Whole files are one `read_parquet` of a list. A part of a file is found by its row numbers, which DuckDB uses to skip row groups, but each costs
 a scan of its own: 2.5 ms in a UNION ALL, where Arrow reads a row group of a packed file in 0.16 (1,000 files, 64 partitions, one core). So
-many parts of moderate size are read by Arrow and given to the connection as a view, unless a column's type would come out another way.
+many small parts are read by Arrow and given to the connection as a view, unless a column's type would come out another way. Parts of some
+MB are faster by a scan each: DuckDB works on dictionaries as they are.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,8 @@ from smallpond_mpi.logical.dataset.memory import register
 from smallpond_mpi.logical.dataset.quoting import quote_name, quote_names, quote_paths
 
 MAX_VIEW_BYTES = 64 * MB
+SCANNED_BYTES = 2 * MB
+"""Uncompressed bytes of a part that are worth a scan of its own."""
 ROW_NUMBER = "file_row_number"
 NO_ROWS = "(SELECT NULL WHERE false)"
 
@@ -41,7 +44,8 @@ def fits_a_view(ranges: Sequence[RowRange], generated: Sequence[str]) -> bool:
     if generated or all(item.is_whole_file for item in ranges):
         return False
     num_bytes = sum(item.estimated_data_size if item.row_groups else item.data_size for item in ranges)
-    return num_bytes <= MAX_VIEW_BYTES and all(reads_alike(field.type) for field in schema_of(ranges[0]))
+    small = num_bytes <= min(MAX_VIEW_BYTES, SCANNED_BYTES * len(ranges))
+    return small and all(reads_alike(field.type) for field in schema_of(ranges[0]))
 
 
 def view_of_rows(ranges: Sequence[RowRange], columns: Sequence[str] | None, conn: duckdb.DuckDBPyConnection) -> str:
