@@ -9,6 +9,7 @@ by value where it comes from the user's script. What is left of a task is a hand
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import pickle
@@ -27,6 +28,7 @@ from smallpond_mpi.common import (
     MB,
     BadInput,
     CannotPickle,
+    DataRootUnusable,
     InjectedFault,
     NonzeroExitCode,
     OutOfMemory,
@@ -41,6 +43,7 @@ from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.execution.workqueue import WorkItem, WorkQueue
 
 PACKAGE_DIR = os.path.join(os.path.dirname(os.path.abspath(common.__file__)), "")
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 MAX_INLINE_BYTES = 64 * MB
 """What is larger goes by file, with its path in the message."""
 
@@ -356,7 +359,32 @@ def failure_of(task: Task, host: str, rank: int) -> Failure:
     """Why a task that ended without success did so."""
     if task.exception is None:
         return Failure(FailureKind.EXCEPTION, "Failed", "run() returned false", "", "", host, rank)
+    full = disk_error(task.exception)
+    if full is not None:
+        where = task.output_root or task.ctx.data_root
+        text = (
+            f"can't write below {where}: {os.strerror(full.errno or 0)}; make room there, or give another place "
+            f"({'the output path' if task.output_root else 'data_root= or SP_DATA_ROOT'})"
+        )
+        return Failure(FailureKind.EXCEPTION, DataRootUnusable.__name__, text, "", "", host, rank)
     return _describe(task.exception, host, rank)
+
+
+def disk_error(error: BaseException | None) -> OSError | None:
+    """The error of a disk that is full or read-only behind an exception, unless it was the user's own code that wrote."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            return None if _passed_user_code(error) else error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _passed_user_code(error: BaseException) -> bool:
+    installed = (PACKAGE_DIR, *sysconfig.get_paths().values())
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    return any(os.path.isabs(file) and not file.startswith(installed) for file in files)  # compiled modules tell no whole path
 
 
 def _describe(error: BaseException, host: str, rank: int) -> Failure:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from smallpond_mpi.common import BadInput, DataRootUnusable, JobFailed, SmallpondError
-from smallpond_mpi.execution.model import Failure, FailureKind
+from smallpond_mpi.execution.model import Failure
 from smallpond_mpi.execution.payload import exception_of
 from smallpond_mpi.execution.task.base import Task
 
@@ -20,7 +20,7 @@ def error_of(task: Task, failures: Sequence[Failure], reason: str, log_path: str
     own = exception_of(last)
     kept = isinstance(own, (BadInput, DataRootUnusable))
     lines = [last.message if kept else f"{last.type_name}: {last.message}".removesuffix(": "), _outcome(task, failures)]
-    if last.kind is not FailureKind.BAD_INPUT:
+    if not kept:
         if len(failures) == 1 and reason and last.message not in reason and reason not in last.message:
             lines.append(f"given up: {reason}")
         lines.append(last.traceback.rstrip())

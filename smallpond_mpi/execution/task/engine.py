@@ -267,6 +267,7 @@ def _without_semicolon(statement: str) -> str:
 
 
 NO_SPACE = re.compile(r"no space left|disk quota exceeded", re.IGNORECASE)
+WRITTEN_FILE = re.compile(r'file \\?"([^"\\]+)')
 
 
 def translate_duckdb(error: Exception, query: str, inputs: "Sequence[DataSet]" = ()) -> SmallpondError:
@@ -275,7 +276,8 @@ def translate_duckdb(error: Exception, query: str, inputs: "Sequence[DataSet]" =
         return error
     text = str(error)
     if NO_SPACE.search(text):
-        return DataRootUnusable(errno.ENOSPC, f"{text}\nin the query: {query}")
+        found = WRITTEN_FILE.search(text)
+        return DataRootUnusable(errno.ENOSPC, f"no space is left to write {found[1] if found else text}")
     if "Python exception occurred" in text:
         return TaskFailed(f"{text}\nin the query: {query}")
     return translate(error, query, inputs)
