@@ -5,9 +5,10 @@ import os
 import sys
 from collections.abc import Mapping
 
-from smallpond_mpi.platform.binding import launched_size, launcher_of
+from smallpond_mpi.platform.binding import launched_rank, launched_size, launcher_of
 
-RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
+RANK_PID = "SMALLPOND_MPI_RANK_PID"
+"""Environment variable: which process is the rank. Programs that a script starts inherit the launcher's variables and are none."""
 
 _has_arrived = False
 
@@ -18,24 +19,34 @@ def arrived() -> None:
     _has_arrived = True
 
 
+def has_arrived() -> bool:
+    """Whether this process ever took its place among the ranks."""
+    return _has_arrived
+
+
 def watch_for_init(env: Mapping[str, str]) -> None:
     """Have the process end with an error if a launcher started it with others and it never takes its place among them."""
-    if launched_size(env) > 1:
-        atexit.register(
-            _complain,
-            launched_size(env),
-            launcher_of(env),
-            next((env[name] for name in RANK_VARIABLES if name in env), "0"),
-        )
+    pid = str(os.getpid())
+    if launched_size(env) > 1 and env.get(RANK_PID, pid) == pid:
+        os.environ[RANK_PID] = pid
+        atexit.register(_complain, launched_size(env), launcher_of(env), launched_rank(env) or 0)
 
 
-def _complain(size: int, launcher: str, rank: str) -> None:
+def unwatch() -> None:
+    """`smallpond-mpi` knows better when the script that it runs has ended."""
+    atexit.unregister(_complain)
+
+
+def _complain(size: int, launcher: str, rank: int) -> None:
     failed = getattr(sys, "last_value", None) is not None
-    if _has_arrived or failed or "mpi4py.MPI" in sys.modules:  # a program that speaks MPI itself knows its ranks
+    is_rank = os.environ.get(RANK_PID) == str(os.getpid())  # and not forked from it
+    if (
+        _has_arrived or failed or not is_rank or "mpi4py.MPI" in sys.modules
+    ):  # a program that speaks MPI itself knows its ranks
         return
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    if rank != "0":
+    if rank != 0:
         # Said once, and only rank 0 fails: the launcher ends the others when one does, maybe before it has spoken.
         os._exit(0)
     sys.stderr.write(

@@ -1,0 +1,41 @@
+"""The command `smallpond-mpi`. A rank other than 0 serves and never learns what the command was; the rest is in `app`, which loads typer."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from smallpond_mpi import forgotten
+from smallpond_mpi.cli.ranks import send_home, serve
+from smallpond_mpi.execution.model import SCHEDULER_RANK
+from smallpond_mpi.platform.binding import launched_rank
+
+IN_RANKS = ("run", "demo")
+"""Commands that are jobs: started by a launcher, all ranks but one work for it."""
+
+
+def main() -> NoReturn:
+    """Entry of the command."""
+    forgotten.unwatch()
+    arguments = sys.argv[1:]
+    rank = launched_rank(os.environ) if arguments[:1] and arguments[0] in IN_RANKS else None
+    if rank not in (None, SCHEDULER_RANK):
+        serve(os.environ)
+    pid = os.getpid()
+    try:
+        _command(arguments)
+    finally:
+        if rank == SCHEDULER_RANK and not forgotten.has_arrived() and os.getpid() == pid:
+            send_home(os.environ)
+
+
+def _command(arguments: Sequence[str]) -> NoReturn:
+    if arguments[:1] == ["run"] and len(arguments) > 1 and not arguments[1].startswith("-"):
+        # without an option of ours: a script should not have to wait for typer
+        from smallpond_mpi.cli.script import run
+
+        sys.exit(run(arguments[1], arguments[2:], os.environ))
+    from smallpond_mpi.cli.app import app
+
+    app(prog_name="smallpond-mpi")
+    sys.exit(0)

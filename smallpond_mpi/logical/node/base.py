@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 CPUS_PER_GPU = 8
 OUTPUT_NAME = re.compile(r"[a-zA-Z0-9_]+")
 PACKAGE_DIR = str(Path(__file__).parents[2]) + os.sep
+DEMO_DIR = os.path.join(PACKAGE_DIR, "demo", "")
+"""Where a script lies that happens to be shipped with this package."""
 
 STAYS_HERE = frozenset({"ctx", "input_deps", "perf_metrics", "_process_func"})
 CHANGES_NO_RESULT = frozenset(
@@ -246,11 +248,13 @@ class Node:
 def user_location(made: object) -> str:
     """`file:line` where `made` is made: of the innermost call from outside this package and outside its own constructors."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and (
-        frame.f_code.co_filename.startswith(PACKAGE_DIR) or _is_constructor_of(made, frame)
-    ):
+    while frame.f_back is not None and (_is_of_package(frame.f_code.co_filename) or _is_constructor_of(made, frame)):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _is_of_package(path: str) -> bool:
+    return path.startswith(PACKAGE_DIR) and not path.startswith(DEMO_DIR)
 
 
 def _is_constructor_of(made: object, frame: FrameType) -> bool:

@@ -1,0 +1,90 @@
+"""The commands of `smallpond-mpi` and their options."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+import smallpond_mpi
+from smallpond_mpi.cli import script as scripts
+from smallpond_mpi.cli.launch import NoLauncher, launch
+from smallpond_mpi.demo.job import run_demo, what_is_missing
+from smallpond_mpi.platform.binding import launched_by_mpi
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="DataFrames and task graphs over Parquet, CSV and JSON, scheduled over MPI.",
+)
+
+Ranks = Annotated[
+    int | None, typer.Option("-n", min=1, help="Start on this many ranks, under the mpirun of this environment's MPI.")
+]
+Ulfm = Annotated[
+    bool,
+    typer.Option("--ulfm/--no-ulfm", help="Let Open MPI 5 go on when a rank other than 0 dies.", show_default=True),
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"smallpond-mpi {smallpond_mpi.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def run(
+    script: Annotated[str, typer.Argument(help="The Python script. What follows it belongs to the script.")],
+    args: Annotated[list[str] | None, typer.Argument(help="The script's own arguments.")] = None,
+    n: Ranks = None,
+    ulfm: Ulfm = True,
+) -> None:
+    """Run a script, on several ranks with -n or under a launcher, otherwise in this process."""
+    if _starts_ranks(n):
+        if not os.path.isfile(script):  # once, instead of once a rank
+            sys.exit(scripts.run(script, [], {}))
+        _launch(n, ["run", script, *(args or [])], ulfm)
+    sys.exit(scripts.run(script, args or [], os.environ))
+
+
+@app.command()
+def demo(
+    n: Ranks = None,
+    keep: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Keep data and results in this directory. All ranks must see it.")
+    ] = None,
+    ulfm: Ulfm = True,
+) -> None:
+    """Compute the delays of New York's airlines in 2013 from real data, and check the result against DuckDB."""
+    missing = what_is_missing()
+    if missing is not None:
+        sys.exit(missing)
+    if _starts_ranks(n):
+        _launch(n, ["demo", *(["--keep", keep] if keep is not None else [])], ulfm)
+    sys.exit(run_demo(keep, os.environ))
+
+
+def _starts_ranks(n: int | None) -> bool:
+    if launched_by_mpi(os.environ):
+        if n is not None:
+            sys.stderr.write(f"smallpond-mpi: a launcher has started the ranks: -n {n} says nothing here\n")
+        return False
+    return n is not None and n > 1
+
+
+def _launch(n: int | None, arguments: list[str], ulfm: bool) -> None:
+    try:
+        launch(n or 1, arguments, os.environ, ulfm=ulfm)
+    except NoLauncher as error:
+        sys.exit(f"smallpond-mpi: {error}")

