@@ -30,7 +30,7 @@ class Board:
         self.fleet = Fleet()
         self.queues = Queues(policy.passed_over_limit)
         self.stages: list[Stage] = []  # by number
-        self.live: dict[int, Attempt] = {}  # by task: its newest attempt that is not over
+        self.live: list[Attempt | None] = []  # by task: its newest attempt that is not over
         self.troubles: dict[int, Trouble] = {}  # only of tasks that had any
         self.n_unfinished = 0
         self.n_done = 0
@@ -64,6 +64,7 @@ class Board:
             self.graph.grow(last)
             self._no_twin.extend(bytes(more))
             self._queue_of.extend([None] * more)
+            self.live.extend([None] * more)
 
     def add(self, spec: TaskSpec) -> None:
         """Bring in a task; one that came to its end without output before starts anew, one that is done stays done."""
@@ -194,7 +195,7 @@ class Board:
         retry = 0
         if self._retries:
             retry = self._retries.get(task, 0)
-            older = self.live.get(task)
+            older = self.live[task]
         attempt = self.live[task] = Attempt(task, retry, lane, older, is_twin)
         lane.add(attempt)
         if lane.head is attempt:
@@ -220,7 +221,9 @@ class Board:
         """The attempt of this id, if it is on this rank and not over."""
         if id.epoch != self.epoch:
             return None
-        attempt = self.live.get(id.id)
+        if not 0 < id.id < len(self.live):
+            return None
+        attempt = self.live[id.id]
         retry = id.retry
         while attempt is not None and attempt.retry != retry:
             attempt = attempt.older
@@ -228,10 +231,14 @@ class Board:
 
     def attempts(self, task: int) -> Iterator[Attempt]:
         """Its attempts that are not over, newest first."""
-        attempt = self.live.get(task)
+        attempt = self.live[task] if 0 < task < len(self.live) else None
         while attempt is not None:
             yield attempt
             attempt = attempt.older
+
+    def all_attempts(self) -> list[Attempt]:
+        """Every attempt that is not over."""
+        return [attempt for rank in self.fleet.ranks.values() for lane in rank.lanes for attempt in lane.attempts]
 
     def has_current(self, task: int) -> bool:
         """Whether an attempt may still bring the task's output."""
@@ -242,14 +249,11 @@ class Board:
         attempt.is_over = True
         newest = self.live[attempt.task]
         if newest is attempt:
-            if attempt.older is None:
-                del self.live[attempt.task]
-            else:
-                self.live[attempt.task] = attempt.older
+            self.live[attempt.task] = attempt.older
         else:
-            while newest.older is not attempt:
-                assert newest.older is not None
+            while newest is not None and newest.older is not attempt:
                 newest = newest.older
+            assert newest is not None
             newest.older = attempt.older
         attempt.lane.remove(attempt)
 
@@ -316,7 +320,7 @@ class Board:
                             f"attempt {self.id_of(attempt)} is in a lane of rank {rank.number} and not its task's"
                         )
         n_live = 0
-        for task in self.live:
+        for task in range(len(self.live)):
             for attempt in self.attempts(task):
                 n_live += 1
                 if attempt.task != task or attempt.is_over or attempt.lane.rank.status is GONE:

@@ -166,7 +166,7 @@ class SchedulerCore:
                 board.out.append(DiscardAttempt(event.attempt))
             else:
                 self._accept(attempt, event)
-            if rank.suspects or rank.is_failing:
+            if rank.is_doubted:
                 trust(board, rank)
         elif not attempt.is_stopping:
             if event.failure in SUSPICIOUS:
@@ -179,7 +179,7 @@ class SchedulerCore:
         board.out.append(AcceptAttempt(event.attempt))
         stage = board.stage_of(task)
         stage.learn(event.elapsed_secs, board.policy)
-        if task in board.live:
+        if board.live[task] is not None:
             for other in board.attempts(task):
                 if not other.is_stopping:
                     stop(board, other, f"{event.attempt} was first")
@@ -200,7 +200,10 @@ class SchedulerCore:
     def _hear(self, number: Rank) -> RankState | None:
         """A sign of life; None of a rank that does not count, which is told so."""
         board = self._board
-        rank = board.fleet.ranks.get(number)
+        rank = board.fleet.rank(number)
+        if rank is not None and rank.is_open:
+            rank.heard_at = board.now
+            return rank
         if rank is not None and rank.status is not GONE:
             rank.heard_at = board.now
             if rank.status is LATE:
@@ -217,7 +220,7 @@ class SchedulerCore:
 
     def _rank_joined(self, event: ev.RankJoined) -> None:
         board = self._board
-        known = board.fleet.ranks.get(event.rank)
+        known = board.fleet.rank(event.rank)
         if known is not None and known.status is not GONE:
             lose_rank(board, known, "it joined anew")
         board.fenced.pop(event.rank, None)
@@ -226,7 +229,7 @@ class SchedulerCore:
         watch_silence(board, rank)
 
     def _rank_lost(self, event: ev.RankLost) -> None:
-        rank = self._board.fleet.ranks.get(event.rank)
+        rank = self._board.fleet.rank(event.rank)
         self._board.fenced.pop(event.rank, None)  # what it was told before may never have reached it
         if rank is not None and rank.status is not GONE:
             lose_rank(self._board, rank, event.reason)
@@ -280,7 +283,7 @@ class SchedulerCore:
 
     def rank_status(self, rank: Rank) -> str | None:
         """joined, late or gone; None of a rank that never joined."""
-        state = self._board.fleet.ranks.get(rank)
+        state = self._board.fleet.rank(rank)
         return None if state is None else state.status.value
 
     def fail_count(self, task: TaskId) -> int:
@@ -301,7 +304,7 @@ class SchedulerCore:
     @property
     def n_running_attempts(self) -> int:
         """Attempts that ranks have been told to start and have not said to be over, stopped ones included."""
-        return sum(1 for task in self._board.live for _ in self._board.attempts(task))
+        return len(self._board.all_attempts())
 
     @property
     def n_unfinished(self) -> int:

@@ -156,6 +156,7 @@ class RankState:
     __slots__ = (
         "heard_at",
         "host",
+        "is_doubted",
         "is_failing",
         "is_open",
         "is_resting",
@@ -193,6 +194,7 @@ class RankState:
         self.is_resting = False
         self.is_open = True  # may get new work: joined and not resting
         self.reserved_for: ReadyQueue | None = None  # whose next task it is kept free for
+        self.is_doubted = False  # a success here has something to clear: suspects, or that it is failing
         self.suspects: tuple[int, ...] = ()  # tasks that crashed here since the last success here
         self.suspects_since = 0  # successes anywhere when the first of these crashed
 
@@ -205,7 +207,8 @@ class Fleet:
     """All ranks, and where a shape has room."""
 
     def __init__(self) -> None:
-        self.ranks: dict[Rank, RankState] = {}
+        self.ranks: dict[Rank, RankState] = {}  # in the order in which they joined first
+        self._by_number: list[RankState | None] = []
         self.shapes: list[Shape] = []
         self.counts = dict.fromkeys(RankStatus, 0)
         self.n_failing = 0
@@ -226,6 +229,10 @@ class Fleet:
                     if rank.reserved_for is None and self.fits(rank, shape):
                         self._list(rank, shape)
         return shape
+
+    def rank(self, number: Rank) -> RankState | None:
+        """The rank of this number, if it has ever joined."""
+        return self._by_number[number] if 0 <= number < len(self._by_number) else None
 
     def suits(self, rank: RankState, shape: Shape) -> bool:
         """Whether the shape would fit if nothing ran on the rank."""
@@ -309,9 +316,11 @@ class Fleet:
         if layout is None:
             layout = self._layouts[capacity] = Layout(capacity)
         self._n_ranks[layout] = self._n_ranks.get(layout, 0) + 1
-        rank = self.ranks.get(number)
+        rank = self.rank(number)
         if rank is None:
             rank = self.ranks[number] = RankState(number, host, layout, now)
+            self._by_number.extend([None] * (number + 1 - len(self._by_number)))
+            self._by_number[number] = rank
         else:
             self.counts[rank.status] -= 1
             rank.start_afresh(host, layout, now)
@@ -355,7 +364,7 @@ class Fleet:
     def largest_bytes(self, shape: Shape) -> int:
         """The most memory that any rank with CPUs and GPUs enough could grant (rank 0's, if it must run there)."""
         if shape.on_scheduler:
-            rank = self.ranks.get(SCHEDULER_RANK)
+            rank = self.rank(SCHEDULER_RANK)
             return rank.layout.usable_bytes if rank is not None else 0
         return max(
             (

@@ -105,10 +105,9 @@ def end_job(board: Board, failed: TaskId | None, reason: str) -> None:
     """The submission comes to its end: what still runs is stopped, what has no output is dropped."""
     if not board.is_open:
         return
-    for task in list(board.live):
-        for attempt in board.attempts(task):
-            if not attempt.is_stopping:
-                stop(board, attempt, f"the job ends: {reason}")
+    for attempt in board.all_attempts():
+        if not attempt.is_stopping:
+            stop(board, attempt, f"the job ends: {reason}")
     if board.n_unfinished:
         for task in board.graph.unfinished():
             board.graph.move(task, DROPPED)
@@ -131,6 +130,7 @@ def suspect(board: Board, rank: RankState, task: int) -> None:
         if not rank.suspects:
             rank.suspects_since = board.n_done
         rank.suspects = (*rank.suspects, task)
+        rank.is_doubted = True
     if len(rank.suspects) < board.policy.suspect_failures or board.n_done == rank.suspects_since:
         return
     rank.suspects = ()
@@ -154,6 +154,7 @@ def _end_rest(board: Board, rank: RankState) -> None:
 def trust(board: Board, rank: RankState) -> None:
     """A task succeeded on a rank that was under suspicion."""
     rank.suspects = ()
+    rank.is_doubted = False
     rank.rest_secs = 0.0
     board.fleet.set_failing(rank, False)
 
