@@ -241,6 +241,7 @@ class SessionBase:
         self._journal.close(time.monotonic())
         fault_point("job.ended")
         if self._failure is None and not self._config.keep_intermediate:
+            self._loop.remove_what_is_stale()
             for root in self._loop.user_staging_roots:
                 sweep_staging(root, str(ctx.job_id))
             ctx.cleanup(remove_output_root=self._config.remove_output_root)

@@ -85,6 +85,7 @@ LAYERS: list[tuple[str, list[str], set[str]]] = [
             "execution.executor.child",
             "execution.executor.loop",
             "execution.scheduler.intake",
+            "execution.scheduler.outputs",
             "execution.scheduler.observe",
             "execution.scheduler.tally",
             "execution.scheduler.progress",

@@ -39,6 +39,7 @@ class Lineage:
     def __init__(self) -> None:
         self.fingerprints = Fingerprinter()
         self._of_task: dict[int, bytes] = {}
+        self._accepted: set[bytes] = set()
         self._of_deps: dict[int, tuple[Dependencies, bytes]] = {}
 
     def fingerprint(self, task: Task) -> bytes:
@@ -46,11 +47,16 @@ class Lineage:
 
     def accept(self, task: Task, attempt: str) -> None:
         self._of_task[task.id] = attempt.encode()
+        self._accepted.add(attempt.encode())
 
     def run_here(self, task: Task) -> None:
         # What is dealt out at random follows from the task's id, which another script may give to another task.
         drawn = str(task.id).encode() if getattr(task, "random_shuffle", False) else b""
         self._of_task[task.id] = b"here" + drawn + self.inputs(task) + self.fingerprint(task)
+
+    def is_used(self, record: Accepted) -> bool:
+        """Whether the recorded output is that of a task of this run of the script."""
+        return str(record.attempt).encode() in self._accepted
 
     def inputs(self, task: Task) -> bytes:
         """Digest of the lineage of a task's inputs; shared inputs are digested once."""

@@ -65,6 +65,7 @@ from smallpond_mpi.execution.scheduler.commands import (
 from smallpond_mpi.execution.scheduler.core import SchedulerCore
 from smallpond_mpi.execution.scheduler.intake import Lineage, files_of_state_are_there, take_in
 from smallpond_mpi.execution.scheduler.observe import Observer
+from smallpond_mpi.execution.scheduler.outputs import NamedOutputs
 from smallpond_mpi.execution.scheduler.story import error_of
 from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.transport import EPOLL_SECS, PeerGone, Received, Transport, nap_secs
@@ -113,6 +114,7 @@ class SchedulerLoop:
         self._ended: dict[TaskRuntimeId, Ended] = {}
         self._failures: dict[int, list[Failure]] = {}
         self._checkpoints: dict[TaskId, bytes] = {}
+        self._outputs = NamedOutputs(str(ctx.job_id))
         # Where attempts wrote beside the user's own output paths: to be swept at the end.
         self.user_staging_roots: set[str] = set()
         self._finished: FinishJob | None = None
@@ -149,6 +151,8 @@ class SchedulerLoop:
         self._observer.submitted(intake.tasks, intake.done, self._clock())
         if not intake.tasks:
             return
+        self._outputs.expect(intake.tasks)
+        self._sweep_outputs()
         self._tasks.update((task.id, task) for task in intake.tasks)
         self._finished = None
         self._handle(events.JobSubmitted(intake.specs))
@@ -161,8 +165,20 @@ class SchedulerLoop:
             self._observer.finished(None if finished is None else finished.reason, self._clock())
             for task in intake.tasks:
                 self._tasks.pop(task.id, None)
+        self._sweep_outputs()
         if finished.failed is not None:
             raise self._story_of(finished.failed, finished.reason, {task.id: task for task in intake.tasks})
+
+    def _sweep_outputs(self) -> None:
+        """Remove named results that are nobody's. Those recorded earlier may be of tasks that the script has not come to yet."""
+        self._outputs.sweep(str(record.attempt) for record in self._restored.accepted.values())
+
+    def remove_what_is_stale(self) -> None:
+        """After success: named results of attempts that this run of the script had no use for (a node was changed, say)."""
+        self._outputs.sweep()
+        for record in self._restored.accepted.values():
+            if not self._lineage.is_used(record):
+                self._remove_output(record.attempt, record.state)
 
     def stop(self, reason: str) -> None:
         """End everything that runs, and come back when it has ended."""
@@ -371,6 +387,7 @@ class SchedulerLoop:
         assert ended.state is not None
         merge_state(task, ended.state)
         self._lineage.accept(task, str(attempt))
+        self._outputs.keep(task, str(attempt))
         self._journal.append(
             Accepted(self._lineage.fingerprint(task), self._lineage.inputs(task), attempt, ended.state)
         )
@@ -386,7 +403,10 @@ class SchedulerLoop:
         """Bring what an earlier epoch recorded into its task, and into this epoch's journal."""
         merge_state(task, record.state)
         task.retry_count, task.sched_epoch = record.attempt.retry, record.attempt.epoch
+        self._outputs.keep(task, str(record.attempt))
         self._journal.append(record)
+        if task.staging_root is not None:
+            self.user_staging_roots.add(task.staging_root)
         self._remove_obsolete(task)
 
     def _remove_obsolete(self, task: Task) -> None:
@@ -402,10 +422,12 @@ class SchedulerLoop:
     def _discard(self, attempt: TaskRuntimeId) -> None:
         """Remove the output of an attempt that is nobody's."""
         ended = self._ended.get(attempt)
-        state = pickle.loads(ended.state) if ended is not None and ended.state else {}
-        for directory in sorted({os.path.dirname(path) for path, _ in state.get("_output_files", ())}):
-            if str(attempt) in directory:  # never a directory that attempts share
-                shutil.rmtree(directory, ignore_errors=True)
+        if ended is not None and ended.state:
+            self._remove_output(attempt, ended.state)
+
+    def _remove_output(self, attempt: TaskRuntimeId, state: bytes) -> None:
+        files = [path for path, _ in pickle.loads(state).get("_output_files", ())]
+        self._outputs.remove(files, str(attempt), self._ctx.staging_root)
 
     def _run_here(self, task: Task) -> None:
         """Rank 0 runs a task of ours that touches no file, on the planned object."""

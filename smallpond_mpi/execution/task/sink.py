@@ -89,11 +89,15 @@ class DataSinkTask(Task):
 
     @property
     def _sink_staging(self) -> str:
-        """Where files wait to be published: on the same file system, beside the output path, or inside if that is there."""
-        if os.path.isdir(self.output_path):
-            return os.path.join(self.output_path, ".staging", str(self.ctx.job_id))
+        """Where files wait to be published, on the same file system: beside the output path, or inside if that was there before."""
+        beside, inside = self._stagings
+        return inside if os.path.isdir(self.output_path) and not os.path.isdir(beside) else beside
+
+    @property
+    def _stagings(self) -> tuple[str, str]:
         parent, name = os.path.split(self.output_path)
-        return os.path.join(parent, f".{name}.staging", str(self.ctx.job_id))
+        job = str(self.ctx.job_id)
+        return os.path.join(parent, f".{name}.staging", job), os.path.join(self.output_path, ".staging", job)
 
     @property
     def runtime_output_abspath(self) -> str:
@@ -181,7 +185,7 @@ class DataSinkTask(Task):
     def _publish(self, dataset: "DataSet") -> None:
         """Make the files of `dataset` appear under the output path, and the manifest after them."""
         check_no_foreign_files(self.output_path, str(self.ctx.job_id), self.manifest_filename)
-        self.obsolete_paths = [self._sink_staging]
+        self.obsolete_paths = list(self._stagings)
         placed: dict[str, str] = {}
         final: list[str] = []
         sources = dataset.resolved_paths

@@ -1,0 +1,43 @@
+"""A process that looks at an output directory all the time, as any reader would: it is absent or whole.
+
+`watcher.py DIRECTORY ROWS` says "began", looks until its stdin ends, and says how often it looked and, as JSON, what should not have been.
+"""
+
+import json
+import os
+import select
+import sys
+
+import pyarrow.parquet as pq
+
+
+def look(output: str, rows: int, was_there: bool) -> tuple[str, bool]:
+    """(what is wrong, whether the output is there)."""
+    try:
+        names = os.listdir(output)
+    except FileNotFoundError:
+        return ("the output was there and is gone" if was_there else ""), False
+    try:
+        with open(os.path.join(output, ".MANIFEST.txt")) as file:
+            listed = file.read().splitlines()
+        in_manifest = sum(pq.read_metadata(path).num_rows for path in listed)
+        found = sum(pq.read_metadata(os.path.join(output, name)).num_rows for name in names if name[0] not in "._")
+    except Exception as error:  # noqa: BLE001 - whatever a reader meets is what this looks for
+        return f"{type(error).__name__}: {error}; there are {sorted(names)}", True
+    if not found == in_manifest == rows:
+        return f"{found} rows, {in_manifest} by the manifest, of {rows}, in {sorted(names)}", True
+    return "", True
+
+
+def main(output: str, rows: int) -> None:
+    print("began", flush=True)
+    looks, problem, is_there = 0, "", False
+    while not select.select([sys.stdin], [], [], 0.002)[0]:
+        looks += 1
+        if not problem:
+            problem, is_there = look(output, rows, is_there)
+    print(json.dumps([looks, problem]), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
