@@ -32,7 +32,7 @@ class EventLog:
         if self._said > MAX_LINES:
             return
         when = datetime.fromtimestamp(self._wall_clock()).isoformat(" ", "milliseconds")
-        line = " ".join(text.split())
+        line = " ".join(text.splitlines())
         self._pending.append(f"{when} {line if len(line) <= MAX_LINE else line[: MAX_LINE - 1] + '…'}\n")
         if self._said == MAX_LINES:
             self._pending.append(f"{when} {MAX_LINES:,} lines are enough: nothing more is logged\n")

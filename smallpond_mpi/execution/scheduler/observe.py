@@ -72,6 +72,7 @@ class Observer:
         self._core: CoreCounts | None = None
         self._stages: dict[int, Stage] = {}
         self._ranks: dict[Rank, tuple[str, int]] = {}  # that are here: host and CPUs
+        self._cpus = 0
         self._most = (0, 0)  # ranks and CPUs that were here at once
         self._ranks_lost: list[RankLoss] = []
         self._failures: dict[FailureKind, int] = {}
@@ -106,6 +107,7 @@ class Observer:
     def rank_joined(self, rank: Rank, host: str, capacity: Capacity) -> None:
         self.rank_lost(rank, "it joined anew")
         self._ranks[rank] = host, len(capacity.cpus)
+        self._cpus += len(capacity.cpus)
         self._most = max(self._most, (len(self._ranks), self._cpus))
         gpus = f", {count(len(capacity.gpus), 'GPU')}" if capacity.gpus else ""
         memory = f"{capacity.memory_bytes / GB:.1f} GB"
@@ -116,6 +118,7 @@ class Observer:
         known = self._ranks.pop(rank, None)
         if known is None:
             return
+        self._cpus -= known[1]
         self._ranks_lost.append(RankLoss(rank, known[0], reason))
         self._say(f"rank {rank} lost: {known[0]}: {reason}")
 
@@ -139,6 +142,13 @@ class Observer:
             self._view_due = self._view.begin(now) if self._view is not None else NEVER
             self._log_due = now + LOG_SECS if self._log is not None else NEVER
             self._due = min(self._view_due, self._log_due)
+        else:
+            self._end_run()
+
+    def _end_run(self) -> None:
+        self._began_at = None
+        for stage in self._stages.values():
+            stage.end_run()
 
     def _stage_of(self, task: Task, is_here: bool) -> Stage:
         stage = self._stages.get(task.node_id)
@@ -229,12 +239,7 @@ class Observer:
         self._say(f"{self._counts_text()}; the run {'was broken off' if reason is None else reason or 'succeeded'}")
         if self._log is not None:
             self._log.flush()
-        self._began_at = None
-        for stage in self._stages.values():
-            stage.wall_secs += stage.current_secs
-            stage.began_at, stage.ended_at = NEVER, -NEVER
-            # What did not end in this run will not: if it is asked for again, it is submitted again.
-            stage.total = stage.done
+        self._end_run()
         if self._view is not None:
             with self._as_long_as_somebody_reads():
                 self._view.end(now)
@@ -282,31 +287,32 @@ class Observer:
             self._view_due = NEVER
 
     def progress(self, now: float) -> Progress:
-        """Where the current run stands. (Between runs: everything done so far.)"""
+        """Where the current run stands; between runs that is nowhere."""
         counts = self._core.stage_counts() if self._core is not None and self._began_at is not None else {}
         cpus = max(1, self._cpus)
         shown: list[StageProgress] = []
         left: list[Remaining] = []
         for stage in self._stages.values():
-            if not stage.total:
+            if stage.total == stage.before:
                 continue
-            remaining = stage.remaining()
+            known = counts.get(stage.node_id)
+            running = 0 if known is None else known.running
+            remaining = stage.remaining(running)
             left.append(remaining)
-            running = counts.get(stage.node_id)
             shown.append(
                 StageProgress(
                     stage.kind,
                     stage.location,
-                    stage.total,
-                    stage.done,
-                    0 if running is None else running.running,
+                    stage.total - stage.before,
+                    stage.done - stage.before,
+                    running,
                     stage.failed_attempts,
                     stage.rows_out,
                     stage.bytes_written,
                     secs_left_of(remaining, cpus),
                 )
             )
-        elapsed_secs = self._wall_secs + (now - self._began_at if self._began_at is not None else 0.0)
+        elapsed_secs = now - self._began_at if self._began_at is not None else 0.0
         return Progress(elapsed_secs, tuple(shown), secs_left(left, cpus))
 
     def summary(self, failure: str | None = None) -> Summary:
@@ -330,10 +336,6 @@ class Observer:
             twins=0 if self._core is None else self._core.n_twins,
             ranks_lost=tuple(self._ranks_lost),
         )
-
-    @property
-    def _cpus(self) -> int:
-        return sum(cpus for _, cpus in self._ranks.values())
 
     def _counts_text(self) -> str:
         done = sum(stage.done for stage in self._stages.values())

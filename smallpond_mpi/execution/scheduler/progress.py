@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final, Protocol, TextIO
 from smallpond_mpi.execution.scheduler.summary import bytes_text, rows_text, secs_text, stage_text
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console
     from rich.live import Live
+    from rich.text import Text
 
 FIRST_LINE_SECS: Final = 2.0
 LINE_SECS: Final = 5.0
@@ -21,6 +22,7 @@ FIRST_BAR_SECS: Final = 0.3
 BAR_SECS: Final = 0.25
 MAX_STAGES_IN_LINE: Final = 3
 MAX_STAGES_IN_BAR: Final = 12
+BAR_WIDTH: Final = 10
 NEVER: Final = math.inf
 
 
@@ -70,12 +72,13 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Remaining:
-    """What is left of a stage: `tasks`, each on so many `cpus`; `done` ones took `spent_secs` together."""
+    """What is left of a stage: `tasks`, each on so many `cpus`, of which some are `running`; `done` ones took `spent_secs` together."""
 
     tasks: int
     done: int
     spent_secs: float
     cpus: int = 1
+    running: int = 0
 
 
 def secs_left_of(stage: Remaining, cpus: int, mean_secs: float | None = None) -> float | None:
@@ -91,13 +94,13 @@ def secs_left_of(stage: Remaining, cpus: int, mean_secs: float | None = None) ->
 
 
 def secs_left(stages: Iterable[Remaining], cpus: int) -> float | None:
-    """How long a job still takes; None before any task has ended.
+    """How long a job still takes; None before any task of the stages at work has ended.
 
     Stages follow each other, or share the CPUs: either way their times add up. Tasks of stages that have not begun are taken to be like all others.
     """
     every = list(stages)
     done = sum(stage.done for stage in every)
-    if not done:
+    if not done or any(stage.running and not stage.done for stage in every):
         return None
     mean = sum(stage.spent_secs for stage in every) / done
     return sum(secs_left_of(stage, cpus, mean) or 0.0 for stage in every)
@@ -149,12 +152,16 @@ def line_of(progress: Progress) -> str:
 
 
 def _part_of_line(stage: StageProgress) -> str:
-    amounts = []
+    told = []
+    if stage.running:
+        told.append(f"{stage.running:,} running")
+    if stage.failed:
+        told.append(f"{stage.failed:,} failed")
     if stage.rows is not None:
-        amounts.append(f"{rows_text(stage.rows)} rows")
+        told.append(f"{rows_text(stage.rows)} rows")
     if stage.bytes is not None:
-        amounts.append(bytes_text(stage.bytes))
-    amount = f" ({', '.join(amounts)})" if amounts else ""
+        told.append(bytes_text(stage.bytes))
+    amount = f" ({', '.join(told)})" if told else ""
     return f"{stage_text(stage.kind, stage.location, 40)} {stage.done:,}/{stage.total:,}{amount}"
 
 
@@ -213,45 +220,39 @@ class Bar:
 
         if self._console is None:
             self._console = Console(file=self._stream, force_terminal=self._forced or None)
-        # What the script prints meanwhile goes above the table; no thread refreshes it.
-        live = Live(console=self._console, auto_refresh=False, transient=True)
+        # No thread refreshes it. Warnings go above the table; stdout is the script's, and may be a file.
+        live = Live(console=self._console, auto_refresh=False, transient=True, redirect_stdout=False)
         live.start()
         return live
 
 
-def table_of(progress: Progress) -> "RenderableType":
-    """What a terminal shows: open stages, of those that are done only the last, and the whole."""
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
+def table_of(progress: Progress) -> "Text":
+    """What a terminal shows: a row a stage, then the whole. (Laid out by hand: rich's own tables cost forty times as much.)"""
+    from rich.text import Text
 
-    table = Table.grid(padding=(0, 1))
-    table.add_column(no_wrap=True)
-    table.add_column(width=16)
-    for _ in range(5):
-        table.add_column(justify="right", no_wrap=True)
+    text = Text(no_wrap=True, overflow="crop")
+    any_failed = progress.failed > 0
     for stage in shown_in_table(progress.stages):
-        failed = f"[red]{stage.failed:,} failed[/red]" if stage.failed else ""
-        left = "" if stage.secs_left is None or not stage.is_open else f"~{secs_text(stage.secs_left)}"
-        table.add_row(
-            _escaped(stage_text(stage.kind, stage.location, 32)),
-            ProgressBar(total=max(1, stage.total), completed=stage.done, width=16),
-            f"{stage.done:,}/{stage.total:,}",
-            "" if stage.rows is None else f"{rows_text(stage.rows)} rows",
-            "" if stage.bytes is None else bytes_text(stage.bytes),
-            left,
-            failed,
-        )
-    left = "" if progress.secs_left is None else f"~{secs_text(max(1.0, progress.secs_left))} left"
-    table.add_row(
-        f"[bold]{secs_text(progress.elapsed_secs)}, {progress.running:,} running[/bold]",
-        ProgressBar(total=max(1, progress.total), completed=progress.done, width=16),
-        f"[bold]{progress.done:,}/{progress.total:,}[/bold]",
-        "",
-        "",
-        left,
-        "",
-    )
-    return table
+        text.append(f"{stage_text(stage.kind, stage.location, 28):<29}")
+        _append_counts(text, stage, stage.secs_left if stage.is_open else None, any_failed)
+        rows = "" if stage.rows is None else f"{rows_text(stage.rows)} rows"
+        size = "" if stage.bytes is None else bytes_text(stage.bytes)
+        text.append(f"{rows:>13}{size:>9}\n")
+    text.append(f"{secs_text(progress.elapsed_secs):<29}", style="bold")
+    _append_counts(text, progress, progress.secs_left, any_failed)
+    return text
+
+
+def _append_counts(text: "Text", of: StageProgress | Progress, secs_left: float | None, any_failed: bool) -> None:
+    filled = BAR_WIDTH * of.done // max(1, of.total)
+    text.append("━" * filled, style="green")
+    text.append("━" * (BAR_WIDTH - filled), style="bright_black")
+    running = f"{of.running:,} running" if of.running else ""
+    text.append(f"{f'{of.done:,}/{of.total:,}':>13}{running:>12}")
+    if any_failed:
+        text.append(f"{f'{of.failed:,} failed' if of.failed else '':>10}", style="red")
+    left = "" if secs_left is None else f"~{secs_text(secs_left)}"
+    text.append(f"{left:>13}")
 
 
 def shown_in_table(stages: tuple[StageProgress, ...]) -> list[StageProgress]:
@@ -261,9 +262,3 @@ def shown_in_table(stages: tuple[StageProgress, ...]) -> list[StageProgress]:
     done = [stage for stage in reversed(stages) if not stage.is_open and stage.total]
     kept = {id(stage) for stage in [*at_work, *to_come, *done][:MAX_STAGES_IN_BAR]}
     return [stage for stage in stages if id(stage) in kept]
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

@@ -193,13 +193,23 @@ def place_text(location: str | None) -> str:
     return os.path.basename(location) if location else ""
 
 
-def stage_text(kind: str, location: str | None, width: int) -> str:
-    """Kind and place of a stage in at most `width` characters; what is too long of the kind goes first."""
+def stage_text(kind: str, location: str | None, width: int, script: str = "") -> str:
+    """Kind and place of a stage in at most `width` characters; of a place in `script` only the line."""
     place = place_text(location)
     if not place:
         return shortened(kind, width)
-    place = shortened(place, max(8, width - 9), keep_end=True)
-    return f"{shortened(kind, width - len(place) - 1)} {place}"
+    if script and place.startswith(f"{script}:"):
+        place = place[len(script) :]
+    else:
+        place = " " + shortened(place, width - 10, keep_end=True)
+    return f"{shortened(kind, width - len(place))}{place}"
+
+
+def script_of(stages: Sequence[StageSummary]) -> str:
+    """The file that all stages were made in, '' if there are several or its name is too long to be said in passing."""
+    scripts = {place_text(stage.location).rpartition(":")[0] for stage in stages}
+    script = scripts.pop() if len(scripts) == 1 else ""
+    return script if len(script) <= 20 else ""
 
 
 def shortened(text: str, width: int, keep_end: bool = False) -> str:
@@ -228,7 +238,7 @@ def _head(summary: Summary) -> list[str]:
     lines = [f"smallpond_mpi: job {summary.job_id} {outcome}"]
     lines.append(f"  {', '.join(did)} in {secs_text(summary.wall_secs)} on {where}")
     if summary.failure is not None:
-        reason = summary.failure.strip().partition("\n")[0]
+        reason = summary.failure.strip().partition("\n")[0].rstrip(": ")
         lines.append(f"  why       {reason}")
     return lines
 
@@ -242,11 +252,15 @@ def _table(summary: Summary) -> list[str]:
         longest = sorted(stages, key=lambda stage: stage.time.work_secs, reverse=True)[:MAX_STAGES_SHOWN]
         kept = {id(stage) for stage in longest}
         shown = [stage for stage in stages if id(stage) in kept]
-    lines = [f"  {'stage':<29}{'tasks':>8}{'wall':>12}{'rows in':>10}{'rows out':>10}{'written':>9}"]
+    script = script_of(stages)
+    lines = [
+        f"  {f'stage in {script}' if script else 'stage':<30}{'tasks':>9}{'wall':>12}{'rows in':>9}{'rows out':>9}{'written':>9}"
+    ]
     for stage in shown:
+        name = stage_text(stage.kind, stage.location, 29, script)
         lines.append(
-            f"  {stage_text(stage.kind, stage.location, 28):<29}{stage.tasks:>8,}{secs_text(stage.wall_secs):>12}"
-            f"{rows_text(stage.rows_in):>10}{rows_text(stage.rows_out):>10}{bytes_text(stage.bytes_written):>9}"
+            f"  {name:<30}{stage.tasks:>9,}{secs_text(stage.wall_secs) if stage.tasks else '-':>12}"
+            f"{rows_text(stage.rows_in):>9}{rows_text(stage.rows_out):>9}{bytes_text(stage.bytes_written):>9}"
         )
     hidden = [stage for stage in stages if stage not in shown]
     if hidden:
@@ -274,7 +288,7 @@ def _totals(summary: Summary) -> list[str]:
         )
     slowest = [task for task in summary.slowest if task.elapsed_secs >= SLOW_SECS][:MAX_SLOWEST_SHOWN]
     lines.extend(
-        f"  {'slowest' if number == 0 else '':<10}{secs_text(task.elapsed_secs):>10}  {_slow_text(task)}"
+        f"  {'slowest' if number == 0 else '':<10}{secs_text(task.elapsed_secs)} {_slow_text(task)}"
         for number, task in enumerate(slowest)
     )
     return lines
@@ -295,7 +309,7 @@ def _time_text(spent: TimeSpent) -> str:
 
 def _slow_text(task: SlowTask) -> str:
     host, _, rank = task.exec_id.rpartition(".")
-    ran = f"rank {rank} ({host})" if host else ""
+    ran = f"on rank {rank} ({host.partition('.')[0]})" if host else ""
     return " ".join(filter(None, (task.key, task.partitions, place_text(task.location), ran)))
 
 
@@ -307,10 +321,16 @@ def _trouble(summary: Summary) -> list[str]:
         told = ", ".join(f"{kind.value} {number:,}" for kind, number in kinds)
         lost = f"; {secs_text(summary.failed_secs)} lost" if summary.failed_secs >= SLOW_SECS else ""
         lines.append(f"  failures  {count(failed, 'attempt')} failed: {told}{lost}")
-    again = [(summary.requeued, "requeued"), (summary.twins, "doubled because slow")]
-    retold = [f"{count(number, 'task')} {what}" for number, what in again if number]
-    if retold:
-        lines.append(f"  again     {', '.join(retold)}")
+        stages = sorted(summary.stages, key=lambda stage: -stage.failed_attempts)[:3]
+        lines.extend(
+            f"            {stage.failed_attempts:,} in {stage_text(stage.kind, stage.location, 60)}"
+            for stage in stages
+            if stage.failed_attempts
+        )
+    if summary.requeued:
+        lines.append(f"  again     tasks went back into a queue {count(summary.requeued, 'time')}")
+    if summary.twins:
+        lines.append(f"  twins     {count(summary.twins, 'slow attempt')} got a second one beside it")
     lines.extend(_losses(summary.ranks_lost))
     return lines
 

@@ -18,6 +18,7 @@ class Stage:
     """Sums over the tasks of one node. `total` and `done` count what children run; rows and bytes are None until a task tells of some."""
 
     __slots__ = (
+        "before",
         "began_at",
         "bytes_read",
         "bytes_written",
@@ -49,6 +50,7 @@ class Stage:
         self.node_id = task.node_id
         self.describe(task)
         self.total = self.done = self.here = self.taken_up = self.failed_attempts = 0
+        self.before = 0  # done in the runs that are over
         self.rows_in: int | None = None
         self.rows_out: int | None = None
         self.bytes_read: int | None = None
@@ -100,8 +102,15 @@ class Stage:
             max(0.0, self.exec_secs - told),
         )
 
-    def remaining(self) -> Remaining:
-        return Remaining(self.total - self.done, self.done - self.taken_up, self.exec_secs + self.start_secs, self.cpus)
+    def remaining(self, running: int) -> Remaining:
+        done = self.done - self.taken_up
+        return Remaining(self.total - self.done, done, self.exec_secs + self.start_secs, self.cpus, running)
+
+    def end_run(self) -> None:
+        """What did not end in this run will not: if it is asked for again, it is submitted again."""
+        self.wall_secs += self.current_secs
+        self.began_at, self.ended_at = NEVER, -NEVER
+        self.total = self.before = self.done
 
     def summary(self) -> StageSummary:
         return StageSummary(
