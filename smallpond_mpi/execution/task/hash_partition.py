@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 CHUNK_ROWS = 122880
 SAMPLE_ROWS = 4096
-SLICE_BYTES = 4 * MB
+SLICE_BYTES = 16 * MB
 ROWS_A_SLICE = 512
 """Rows that a partition should have of a chunk, on average: a slice costs as much as copying so many."""
 

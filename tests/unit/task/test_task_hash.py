@@ -305,3 +305,21 @@ def test_a_full_disk_is_told(ctx, parquet, monkeypatch) -> None:
     task = hashed(ctx, "duckdb", parquet({"a": [1]}), "a")
     attempt(task)
     assert isinstance(task.exception, DataRootUnusable)
+
+
+def test_columns_with_few_values_are_written_with_a_dictionary(ctx, parquet) -> None:
+    rng = np.random.default_rng(3)
+    table = pa.table({"few": rng.choice(["red", "green"], 20_000), "many": rng.integers(0, 1 << 60, 20_000)})
+    (path,) = set(run(hashed(ctx, "duckdb", parquet(table), "many")).resolved_paths)
+    group = pq.read_metadata(path).row_group(0)
+    encodings = {group.column(i).path_in_schema: group.column(i).encodings for i in range(group.num_columns)}
+    assert any("DICTIONARY" in name for name in encodings["few"])
+    assert not any("DICTIONARY" in name for name in encodings["many"])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_many_more_partitions_than_rows(ctx, parquet, engine: str) -> None:
+    output = run(hashed(ctx, engine, parquet({"a": list(range(600))}), "a", n=3000))
+    assert len(output) == 3000
+    assert sum(part.num_rows for part in output) == 600
+    assert len(set(output.resolved_paths)) <= 3
