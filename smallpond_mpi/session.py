@@ -34,6 +34,7 @@ from smallpond_mpi.execution.scheduler.loop import SchedulerLoop, remove_staging
 from smallpond_mpi.execution.scheduler.observe import Observer
 from smallpond_mpi.execution.scheduler.policy import Policy
 from smallpond_mpi.execution.scheduler.story import check_early
+from smallpond_mpi.execution.slots import usable_memory
 from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.transport.local import local_pair
 from smallpond_mpi.execution.worker import Place
@@ -245,6 +246,7 @@ class SessionBase:
             for root in self._loop.user_staging_roots:
                 sweep_staging(root, str(ctx.job_id))
             ctx.cleanup(remove_output_root=self._config.remove_output_root)
+            fault_point("job.cleaned")
         try:
             with open(ctx.job_status_path, "w") as file:
                 file.write("success\n" if self._failure is None else f"failure: {self._failure}\n")
@@ -309,7 +311,7 @@ def _largest(capacities: Any) -> _Largest:
     return _Largest(
         max((len(one.cpus) for one in found), default=1),
         max((len(one.gpus) for one in found), default=0),
-        max((one.memory_bytes for one in found), default=0),
+        max(map(usable_memory, found), default=0),
     )
 
 
@@ -324,7 +326,7 @@ def _check_resources(task: Task, largest: _Largest) -> None:
         if wanted > most and not (what == "CPUs" and task.exec_on_scheduler):
             where = f" of {task.location}" if task.location else ""
             raise ResourcesUnavailable(
-                f"{task.key}{where} asks for {wanted:,} {what}, and no rank has more than {shown}: ask for less, or start ranks that have more"
+                f"{task.key}{where} asks for {wanted:,} {what}, and no rank has more than {shown} to give: ask for less, or start ranks that have more"
             )
 
 

@@ -15,10 +15,6 @@ from smallpond_mpi.platform.topology import (
     oom_kill_count,
 )
 
-USABLE_SHARE = 0.9
-"""Of the memory: the rest is for ranks and fork servers, and because watching memory races against its allocation."""
-
-
 def allowed_cpus() -> tuple[int, ...]:
     """CPUs that this process may run on: its affinity, which the kernel keeps within its cpuset."""
     return tuple(sorted(os.sched_getaffinity(0)))
@@ -35,7 +31,7 @@ def capacity(
 ) -> Capacity:
     """What the executor of `rank` may hand out, on a node that it shares with `local` (itself among them); `gpus` are those that it sees."""
     cpus = divide_cpus(local, world_size)
-    memory = divide_memory(cpus, int(node_memory_bytes(proc, sys) * USABLE_SHARE))
+    memory = divide_memory(cpus, node_memory_bytes(proc, sys))
     tokens = divide_gpus(local, cpus)[rank]
     nodes = numa_nodes(sys)
     return Capacity(

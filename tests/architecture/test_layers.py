@@ -74,6 +74,7 @@ LAYERS: list[tuple[str, list[str], set[str]]] = [
     (
         "5 shells",
         [
+            "execution.interrupts",
             "execution.journal",
             "execution.lease",
             "execution.transport",

@@ -22,6 +22,7 @@ from typing import assert_never
 from smallpond_mpi.common import CannotPickle, JobFailed
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.executor.loop import ExecutorLoop
+from smallpond_mpi.execution.interrupts import Interrupts
 from smallpond_mpi.execution.journal import Accepted, Checkpointed, Journal, Restored
 from smallpond_mpi.execution.model import (
     SCHEDULER_RANK,
@@ -157,9 +158,14 @@ class SchedulerLoop:
         self._finished = None
         self._handle(events.JobSubmitted(intake.specs))
         try:
-            while self._finished is None:
-                self._turn()
+            with Interrupts() as interrupts:
+                while self._finished is None:
+                    self._turn()
+                    interrupts.raise_if_any()
             self._journal.flush(self._clock())
+        except (KeyboardInterrupt, SystemExit):
+            self.stop("interrupted")
+            raise
         finally:
             finished = self._finished
             self._observer.finished(None if finished is None else finished.reason, self._clock())
@@ -351,7 +357,7 @@ class SchedulerLoop:
                 attempt,
                 self._fail_count(attempt.id),
                 self._capacities[rank],
-                [dep.output for dep in task._deps.tasks],
+                task._deps.outputs,
                 self._checkpoints.get(attempt.id),
             )
         except CannotPickle as error:
@@ -418,6 +424,7 @@ class SchedulerLoop:
         fault_point("publish.accepted")
         for path in obsolete:
             remove_staging(path)
+        fault_point("publish.cleaned")
 
     def _discard(self, attempt: TaskRuntimeId) -> None:
         """Remove the output of an attempt that is nobody's."""
@@ -435,7 +442,7 @@ class SchedulerLoop:
         task.sched_epoch = self._ctx.sched_epoch
         task.fail_count = self._fail_count(task.id)
         task.status = WorkStatus.INCOMPLETE
-        task.input_datasets = [dep.output for dep in task._deps.tasks]
+        task.input_datasets = task._deps.outputs
         task.exec()
         task.__dict__.pop("_metrics", None)
         task.__dict__.pop("input_datasets", None)

@@ -8,17 +8,26 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from smallpond_mpi.execution.task.base import Task
+    from smallpond_mpi.logical.dataset import DataSet
 
 
 class Dependencies(Mapping[str, "Task"]):
     """`{key: Task}` in order. A task may stand in it more than once: `tasks` has them all, the mapping shows one a key."""
 
-    __slots__ = ("_by_key", "dependants", "tasks")
+    __slots__ = ("_by_key", "_outputs", "dependants", "tasks")
 
     def __init__(self, tasks: "Iterable[Task]") -> None:
         self.tasks = tuple(tasks)
         self.dependants: list[Task] = []
         self._by_key: dict[str, Task] | None = None
+        self._outputs: list[DataSet] | None = None
+
+    @property
+    def outputs(self) -> "list[DataSet]":
+        """What the tasks have made, in order: one list for all that depend on them, to be asked for when all are done."""
+        if self._outputs is None:
+            self._outputs = [task.output for task in self.tasks]
+        return self._outputs
 
     @property
     def _index(self) -> "dict[str, Task]":
