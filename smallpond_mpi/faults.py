@@ -1,4 +1,4 @@
-"""Named places where a test can have a process killed: the steps of commit and publish, in the order they happen.
+"""Named places where a test can have a process killed: the steps of taking a job up, committing, publishing and ending.
 
 A no-op unless SP_FAULT_POINT names the place ("publish.staged", or "publish.file:3" for the third time it is reached in this process), and
 the file named by SP_FAULT_ONCE, if given, is not there yet: it is made first, so that the next attempt gets past.
@@ -6,6 +6,32 @@ the file named by SP_FAULT_ONCE, if given, is not there yet: it is made first, s
 
 import os
 import signal
+
+POINTS = (
+    # rank 0, as a job begins
+    "lease.take",
+    "lease.taken",
+    "journal.claim",
+    "journal.claimed",
+    # a child: its output becomes whole
+    "commit.start",
+    "commit.renamed",
+    # rank 0: an output becomes the task's
+    "journal.append",
+    "journal.appended",
+    # a child: results are collected, then published, as a directory or file by file
+    "publish.collected",
+    "publish.staged",
+    "publish.file",
+    "publish.manifest",
+    "publish.done",
+    # rank 0: staging goes
+    "publish.accepted",
+    "publish.cleaned",
+    # rank 0, as a job ends
+    "job.ended",
+    "job.cleaned",
+)
 
 _wanted, _, _count = os.environ.get("SP_FAULT_POINT", "").partition(":")
 _remaining = int(_count or 1)

@@ -86,6 +86,8 @@ class Job:
         self.starts += 1
         python = [sys.executable, str(self.script)]
         command = python if not self.ranks else mpirun_command(self.ranks, python, self.options)
+        if "SP_FAULT_POINT" in env:  # the launcher is what dies, whichever process gets to the point
+            command = ["/bin/sh", "-c", 'SP_FAULT_PID=$$ exec "$@"', "sh", *command]
         with open(self.place / f"stderr-{self.starts}", "wb") as stderr:
             self.process = subprocess.Popen(
                 command,
@@ -142,10 +144,11 @@ class Job:
         raise AssertionError(f"rank {rank} has no process; there are {self.processes()}")
 
     def kill_launcher(self) -> None:
-        """What a batch system does to the one process it knows of; the rest is left to notice."""
+        """What a batch system may do to the one process it knows of; the rest is left to notice, and does."""
         assert self.process is not None
         self.process.kill()
         self.process.wait()
+        self.wait_until_gone()
 
     def kill_all(self) -> None:
         """Every process at once, as the loss of a machine would; returns when they are gone."""
@@ -201,10 +204,20 @@ class Job:
     def check_result(self) -> None:
         """The right rows, nothing else beside them, and no process left."""
         assert rows_in(self.output) == expected_rows()
-        left = [name for name in os.listdir(self.place) if name.startswith(".")]
+        self.check_named()
+        left = [str(path) for path in self.place.rglob(".*") if path.name != ".MANIFEST.txt"]
         assert not left, f"staging is left: {left}"
         assert sorted(os.listdir(self.output)) == sorted([".MANIFEST.txt", *_manifest(self.output)])
         self.wait_until_gone()
+
+    def check_named(self) -> None:
+        """What a node was told to leave under a path of its own is there once."""
+        if "FAULTS_NAMED" in self.env:
+            named = Path(self.env["FAULTS_NAMED"])
+            attempts = [path.parent for path in named.rglob("*.parquet")]
+            tasks = [path.name.split(".")[1] for path in attempts]
+            assert len(tasks) == len(set(tasks)) == 6, f"not one attempt a task: {attempts}"
+            assert sorted(row for path in attempts for row in rows_in(path)) == expected_rows()
 
 
 def _manifest(output: Path) -> list[str]:

@@ -3,6 +3,7 @@ so that a job that is started again is told the same.
 
     FAULTS_IN     directory of the input files          FAULTS_OUT    output path
     FAULTS_NOTES  directory of notes                    FAULTS_SECS   how long each piece of work takes
+    FAULTS_NAMED  output path of the node before the write, if that is to have one
     FAULTS_STOP   leave at once, as a crash would, after the write (1)
 """
 
@@ -30,8 +31,9 @@ def work(ctx, tables):
     return table.set_column(table.schema.get_field_index("v"), "v", pa.array(values, pa.int64()))
 
 
-def worked(df):
-    return sp.DataFrame(df.session, ArrowComputeNode(df.session._ctx, (df.plan,), process_func=work))
+def worked(df, output_path=None):
+    node = ArrowComputeNode(df.session._ctx, (df.plan,), process_func=work, output_path=output_path)
+    return sp.DataFrame(df.session, node)
 
 
 def main():
@@ -43,7 +45,7 @@ def main():
         facts.repartition(6, hash_by="k"),
         names.repartition(6, hash_by="k"),
     )
-    worked(joined).write_parquet(os.environ["FAULTS_OUT"])
+    worked(joined, os.environ.get("FAULTS_NAMED")).write_parquet(os.environ["FAULTS_OUT"])
     if os.environ.get("FAULTS_STOP"):
         os._exit(9)
 

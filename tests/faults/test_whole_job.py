@@ -2,9 +2,11 @@
 
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from smallpond_mpi.faults import POINTS
 from tests.faults.jobs import Job, Watcher, moments, needs_mpirun
 
 pytestmark = pytest.mark.fault
@@ -51,4 +53,52 @@ def test_killed_at_any_moment(job: Callable[..., Job], ranks: int) -> None:
             if not one.has_ended():
                 one.run_to_success()
         one.check_result()
+        one.check_accepted_once()
+
+
+# Which time that a process gets there, where it does so more than once, and whether the output path exists before.
+STEPS = [
+    ("lease.take", False),
+    ("lease.taken", False),
+    ("journal.claim", False),
+    ("journal.claimed", False),
+    ("journal.append:2", False),
+    ("journal.append:12", False),
+    ("journal.appended:7", False),
+    ("commit.start", False),
+    ("commit.renamed", False),
+    ("publish.collected", False),
+    ("publish.staged", False),
+    ("publish.staged", True),
+    ("publish.file:1", True),
+    ("publish.file:4", True),
+    ("publish.manifest", True),
+    ("publish.done", False),
+    ("publish.done", True),
+    ("publish.accepted", False),
+    ("publish.cleaned", True),
+    ("job.ended", False),
+    ("job.cleaned", False),
+]
+
+
+def test_every_step_is_killed_at() -> None:
+    assert {step.partition(":")[0] for step, _ in STEPS} == set(POINTS)
+
+
+@pytest.mark.parametrize("ranks", ALONE_AND_MPI)
+@pytest.mark.parametrize(("step", "exists"), STEPS)
+def test_killed_at_step(job: Callable[..., Job], step: str, exists: bool, ranks: int, tmp_path: Path) -> None:
+    """Wherever the launcher dies, the job that is started again has the same rows, and only has them once."""
+    one = job(ranks=ranks, env={"FAULTS_NAMED": str(tmp_path / "named")})
+    if exists:
+        one.output.mkdir()
+    with Watcher(one.output):
+        code = one.run(SP_FAULT_POINT=step)
+        assert code != 0, f"the job did not get to {step}:\n{one.stderr}"
+        one.wait_until_gone()
+        had_ended = one.has_ended()
+        one.run_to_success()
+    one.check_result()
+    if not had_ended:  # then it began anew
         one.check_accepted_once()

@@ -77,6 +77,8 @@ class Task(WorkItem):
 
     # (path, bytes) of every file that the attempt left: a restarted job takes the output up only if they are still there.
     _output_files: list[tuple[str, int]] = []
+    # Where they lie, if `dataset` does not say so: another run of the script may have other ids for this task and its node.
+    _output_dir: str | None = None
     _temp_output = True
     _metrics: AttemptMetrics | None = None
     _groups: tuple[Dependencies, ...] = ()  # the groups of dependencies that this task is in
@@ -204,7 +206,7 @@ class Task(WorkItem):
         """`dataset`, or, if that is None, whatever Parquet files the attempt left in its output directory."""
         from smallpond_mpi.logical.dataset.parquet import ParquetDataSet  # pyarrow: not for planning
 
-        return self.dataset or ParquetDataSet(["*"], root_dir=self.final_output_abspath)
+        return self.dataset or ParquetDataSet(["*"], root_dir=self._output_dir or self.final_output_abspath)
 
     @property
     def self_contained_output(self) -> bool:
@@ -343,6 +345,8 @@ class Task(WorkItem):
                 if self.dataset is not None:
                     self.dataset = self.dataset.moved(runtime, final)
             self._output_files = [(path, os.path.getsize(path)) for path in files_below(final)]
+            if self.dataset is None:
+                self._output_dir = final
         self._metrics.finish(self)
 
     def cleanup(self) -> None:
@@ -547,7 +551,7 @@ DECLARED = frozenset(
             "_perf_metrics",
         ),
         *("_granted_gpus", "_granted_numa_node", "_temp_output", "_input_keys", "_num_tasks_created"),
-        *("_output_files", "_has_written", "times_forgotten"),
+        *("_output_files", "_output_dir", "_has_written", "times_forgotten"),
     }
 )
 """Attributes that belong to every task: the rest is what subclasses added."""

@@ -28,7 +28,15 @@ _NOT_PART = frozenset(
         *("ctx", "id", "node_id", "location", "_deps", "_groups", "_input_keys", "_partition_infos"),
         *("status", "exception", "start_time", "finish_time", "exec_cq", "exec_id"),
         *("retry_count", "fail_count", "sched_epoch", "runtime_state", "input_datasets", "dataset"),
-        *("_perf_metrics", "_metrics", "_running", "_output_files", "_has_written", "_num_tasks_created"),
+        *(
+            "_perf_metrics",
+            "_metrics",
+            "_running",
+            "_output_files",
+            "_output_dir",
+            "_has_written",
+            "_num_tasks_created",
+        ),
         *(
             "_granted_gpus",
             "_granted_numa_node",

@@ -129,6 +129,7 @@ class DataSinkTask(Task):
 
         with ThreadPoolExecutor(max(1, min(MAX_COPY_THREADS, self.cpu_limit * 2))) as pool:
             self.dataset = DataSet.merge(self.collect_output_files(pool))
+        fault_point("publish.collected")
         if self.publishes:
             self._publish(self.dataset)
         own = (self.output_path + os.sep, self._sink_staging + os.sep)
