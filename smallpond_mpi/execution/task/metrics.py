@@ -12,6 +12,7 @@ from smallpond_mpi.common import MB
 
 if TYPE_CHECKING:
     from smallpond_mpi.execution.task.base import Task
+    from smallpond_mpi.io.parquet import RowRange
     from smallpond_mpi.logical.dataset import DataSet
 
 PROFILE_LOGGED_AFTER_SECS = 3.0
@@ -97,20 +98,21 @@ class AttemptMetrics:
 def known_bytes(dataset: "DataSet") -> int:
     """Bytes on disk of the rows of a dataset that was read: in proportion where they are a part of a file's.
 
-    Opens nothing: of Parquet files that nobody has opened, nothing is known, and they were not read.
+    Opens nothing and lists nothing: what this process has not looked at so far, it has not read.
     """
     from smallpond_mpi.logical.dataset import CsvDataSet, JsonDataSet, ParquetDataSet
 
-    if isinstance(dataset, (CsvDataSet, JsonDataSet)):
-        return sum(map(_size, dataset.resolved_paths))
-    if not isinstance(dataset, ParquetDataSet):
-        return 0
-    total = 0
-    for item in dataset._ranges_as_known():
-        if item.is_known and item.num_rows:
-            size = item.file_bytes if item.is_promised else _size(item.path)
-            total += size if item.is_whole_file else size * item.num_rows // item.file_num_rows
-    return total
+    if isinstance(dataset, ParquetDataSet):
+        ranges = dataset._known if dataset._files_if_known() is not None else []
+        return sum(_share_on_disk(item) for item in ranges if item.is_known and item.num_rows)
+    if isinstance(dataset, (CsvDataSet, JsonDataSet)) and dataset._resolved_from == dataset.paths:
+        return sum(map(_size, dataset._resolved or ()))
+    return 0
+
+
+def _share_on_disk(item: "RowRange") -> int:
+    size = item.file_bytes if item.is_promised else _size(item.path)
+    return size if item.is_whole_file else size * item.num_rows // item.file_num_rows
 
 
 def _size(path: str) -> int:
