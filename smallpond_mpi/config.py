@@ -40,7 +40,7 @@ class Config:
         heartbeat_secs: how often a rank says that it lives. late_secs: of silence, after which it gets no new task.
             gone_secs: after which its tasks go to others.
         fault_inject_prob: with which probability a task fails on purpose.
-        progress: `bar` (rich), `lines` (one every few seconds), `none`, or `auto`: bar on a terminal, else lines.
+        progress: `bar` (rich), `lines` (one every few seconds), `none` (no summary either), or `auto`: bar on a terminal, else lines.
         keep_intermediate: keep staging and temporary files after success.
     """
 
