@@ -108,6 +108,12 @@ def sleep(secs: float) -> int:
     return os.getpid()
 
 
+def announce_and_sleep(secs: float) -> None:
+    """Tell by a checkpoint that it has begun."""
+    CHECKPOINT(b"begun")
+    time.sleep(secs)
+
+
 def raise_error(text: str) -> None:
     print("about to raise")
     raise ValueError(text)

@@ -176,10 +176,10 @@ def test_a_child_that_can_not_set_itself_up(tmp_path: Path) -> None:
 
 
 def test_the_death_of_the_fork_server_costs_what_ran(bench: Bench) -> None:
-    running = task(1, "sleep", 600.0)
+    running = task(1, "announce_and_sleep", 600.0)
     waiting = task(2, "pid")
     bench.send(running, waiting)
-    bench.until(lambda: bool(bench.executor._core.watched(float("inf"))))
+    bench.until(lambda: bool(bench.of(Checkpoint)))
     os.kill(bench.server.pid, signal.SIGKILL)
     dead, alive = bench.wait_for([running, waiting])
     assert dead.failure is not None
