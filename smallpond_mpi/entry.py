@@ -68,6 +68,8 @@ def install_hooks() -> None:
         session = current()
         if session is not None and session._failure is None:
             session._failure = f"{kind.__name__}: {error}"
+        if session is not None:
+            session.show_summary()  # before the error: the last thing that is said is what went wrong
         if issubclass(kind, SmallpondError):
             sys.stderr.write(f"{_place_in_script(traceback)}smallpond_mpi: {kind.__name__}: {error}\n")
             sys.stderr.flush()

@@ -214,6 +214,10 @@ class SessionBase:
         """The plan of everything this session was asked to compute, as a graph with `.source` in DOT."""
         return LogicalPlan(self._ctx, RootNode(self._ctx, tuple(self._asked_for))).graph()
 
+    def show_summary(self) -> None:
+        """Say what the session did, once: at its end, or before the error that it ends with."""
+        self._observer.close(self._failure)
+
     def shutdown(self) -> None:
         """End the job: ranks leave, and after success what only the running job needed is removed. Called at exit if not before."""
         if self._is_shut_down:
@@ -231,7 +235,7 @@ class SessionBase:
                 self._failure = f"{type(error).__name__}: {error}"
                 raise
         finally:
-            self._observer.close(self._failure)
+            self.show_summary()
             self._lease.release()
             self._place.leave(exit_code_if_stuck=0 if self._failure is None else 1)
 
