@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -187,6 +186,14 @@ class Job:
             if isinstance(record, Accepted)
         ]
 
+    def n_accepted(self) -> int:
+        """How many tasks have an output, of whatever epoch."""
+        return len({record.fingerprint for _, record in self.accepted()})
+
+    def is_running(self) -> bool:
+        assert self.process is not None
+        return self.process.poll() is None
+
     def has_ended(self) -> bool:
         """Whether the newest epoch was brought to its end with success."""
         epochs = epochs_of(self.paths)
@@ -268,12 +275,6 @@ class Watcher:
         looks, problem = json.loads(told)
         assert not problem, problem
         assert looks > 10, f"the watcher looked only {looks} times"
-
-
-def moments(seed: int, count: int, longest: float) -> list[float]:
-    """Seeded moments, spread over a run."""
-    rng = random.Random(seed)
-    return [longest * (index + rng.random()) / count for index in rng.sample(range(count), count)]
 
 
 needs_mpirun = launcher() is None

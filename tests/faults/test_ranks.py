@@ -1,0 +1,84 @@
+"""Ranks are killed: a worker's death under `mpirun --with-ft ulfm` costs its attempts and nothing else; rank 0's ends the job, which goes on."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faults.jobs import Job, Watcher, needs_mpirun, wait_for
+from tests.launch import is_open_mpi
+
+pytestmark = [
+    pytest.mark.fault,
+    pytest.mark.mpi,
+    pytest.mark.skipif(needs_mpirun, reason="no mpirun beside this python"),
+]
+needs_ulfm = pytest.mark.skipif(not is_open_mpi(), reason="--with-ft ulfm is Open MPI's")
+ULFM = ("--with-ft", "ulfm")
+
+
+@needs_ulfm
+@pytest.mark.parametrize("progress", [0, 4, 9, 13])
+def test_worker_dies_at_work(job: Callable[..., Job], progress: int) -> None:
+    """Whatever it holds: attempts that run, outputs that were accepted."""
+    one = job(ranks=3, options=ULFM, env={"FAULTS_SECS": "0.2"})
+    with Watcher(one.output):
+        one.start()
+        wait_for(lambda: one.n_worked() >= progress and (one.running() or progress), f"{progress} pieces of work")
+        os.kill(one.rank_pid(2), signal.SIGKILL)
+        code = one.wait()
+    assert code == 0, one.stderr
+    one.check_result()
+    one.check_accepted_once()
+    assert one.starts == 1
+
+
+BETWEEN = Path(__file__).with_name("between.py")
+
+
+@needs_ulfm
+def test_worker_dies_between_two_computes(job: Callable[..., Job]) -> None:
+    """While rank 0 runs the script, longer than a rank may be silent, and nobody polls."""
+    one = job(ranks=3, options=ULFM, script=BETWEEN)
+    one.start()
+    wait_for(lambda: (one.notes / "first").exists(), "the first compute")
+    os.kill(one.rank_pid(1), signal.SIGKILL)
+    (one.notes / "go").touch()
+    assert one.wait() == 0, one.stderr
+    assert (one.notes / "second").read_text() == (one.notes / "first").read_text() == "1000 rows"
+
+
+@pytest.mark.parametrize(("rank", "options"), [(0, ()), (1, ()), pytest.param(0, ULFM, marks=needs_ulfm)])
+def test_job_that_lost_a_rank_goes_on(job: Callable[..., Job], rank: int, options: tuple[str, ...]) -> None:
+    """Rank 0 can't be replaced; without ULFM no rank can. The launcher ends the job, and the same id goes on."""
+    one = job(ranks=3, options=options)
+    with Watcher(one.output):
+        one.start()
+        wait_for(lambda: one.n_accepted() >= 10, "ten accepted tasks")
+        os.kill(one.rank_pid(rank), signal.SIGKILL)
+        one.wait()  # its exit code says nothing: mpirun has been seen to end with 0 after a rank was killed
+        one.wait_until_gone()
+        assert not one.has_ended()
+        one.run_to_success()
+    one.check_result()
+    one.check_accepted_once()
+
+
+@needs_ulfm
+def test_worker_and_then_rank_0_die(job: Callable[..., Job]) -> None:
+    """What the dead worker had computed counts in the next epoch too; that one has fewer ranks and plans the same tasks."""
+    one = job(ranks=3, options=ULFM)
+    one.start()
+    wait_for(lambda: one.n_accepted() >= 6, "six accepted tasks")
+    os.kill(one.rank_pid(1), signal.SIGKILL)
+    wait_for(lambda: one.n_accepted() >= 12, "twelve accepted tasks")
+    os.kill(one.rank_pid(0), signal.SIGKILL)
+    one.wait()
+    one.wait_until_gone()
+    assert not one.has_ended()
+    one.ranks = 2
+    one.run_to_success()
+    one.check_result()
+    one.check_accepted_once()
