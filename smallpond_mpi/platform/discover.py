@@ -15,6 +15,7 @@ from smallpond_mpi.platform.topology import (
     oom_kill_count,
 )
 
+
 def allowed_cpus() -> tuple[int, ...]:
     """CPUs that this process may run on: its affinity, which the kernel keeps within its cpuset."""
     return tuple(sorted(os.sched_getaffinity(0)))

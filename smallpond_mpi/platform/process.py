@@ -42,11 +42,6 @@ def prefer_memory_of(numa_node: int) -> bool:
     return bool(_libc().syscall(number, MPOL_PREFERRED, mask, words * 64 + 1) == 0)
 
 
-def flush_c_streams() -> None:
-    """Write out what C code of this process has in its stdio buffers."""
-    _libc().fflush(None)
-
-
 def be_killed_first(adjustment: int = 500) -> bool:
     """Raise this process's badness for the kernel's OOM killer. True if that was allowed."""
     try:

@@ -44,6 +44,7 @@ LAYERS: list[tuple[str, list[str], set[str]]] = [
             "execution.executor.events",
             "execution.executor.commands",
             "execution.executor.pipe",
+            "execution.executor.state",
             "execution.executor.core",
             "platform.slurm",
             "platform.topology",

@@ -10,10 +10,8 @@ Not decided here: what runs where (the scheduler gave the grant) and what a fail
 
 import os
 import signal
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
-from enum import Enum, unique
 from typing import assert_never
 
 from smallpond_mpi.common import MB
@@ -42,7 +40,18 @@ from smallpond_mpi.execution.executor.events import (
     WorkRecalled,
 )
 from smallpond_mpi.execution.executor.pipe import Reply
-from smallpond_mpi.execution.model import Capacity, Failure, FailureKind, Grant, TaskRuntimeId
+from smallpond_mpi.execution.executor.state import (
+    OWN_LANE,
+    SHARE_EPSILON,
+    Attempt,
+    Child,
+    ChildState,
+    Resource,
+    describe_status,
+    gpu_key,
+    resources_of,
+)
+from smallpond_mpi.execution.model import Capacity, Failure, FailureKind, TaskRuntimeId
 from smallpond_mpi.execution.protocol import Alive, Ended, Heard, Reset, RunTask, Shutdown, StopTask, Welcome
 
 MEMORY_KILL_FACTOR = 1.1
@@ -52,97 +61,6 @@ MAX_AHEAD_BYTES = MB  # larger payloads wait here, not in a socket
 DUMP_SECS = 0.25  # from the request for a traceback to the kill
 UNKILLABLE_SECS = 10.0  # after which an attempt is over although its process can't be killed (state D)
 WATCH_AFTER_SECS = 0.02
-SHARE_EPSILON = 1e-6
-OWN_LANE = -1
-"""The resource of grants without CPUs and GPUs: one at a time."""
-
-
-@unique
-class ChildState(Enum):
-    """Where a child stands."""
-
-    FORKING = "forking"  # from ForkChild until ChildReady
-    IDLE = "idle"  # warm, holds nothing
-    BUSY = "busy"  # the head of its line runs
-    DUMPING = "dumping"  # out of time, writes its traceback; killed at the deadline
-    DYING = "dying"  # killed or leaving; holds its lane until ChildDied
-
-
-class _Attempt:
-    """An attempt that is here: `child` is None while it waits; `gone` marks one that queues still hold by mistake."""
-
-    __slots__ = (
-        "arrived_at",
-        "child",
-        "gone",
-        "granted_at",
-        "lane",
-        "resources",
-        "run",
-        "sent_at",
-        "single",
-        "stopping",
-    )
-
-    def __init__(self, run: RunTask, lane: Lane, resources: tuple[tuple[int, float], ...], now: float) -> None:
-        self.run = run
-        self.lane = lane
-        self.resources = resources
-        self.single = run.fresh or bool(lane.gpus)
-        self.arrived_at = now
-        self.granted_at = now
-        self.sent_at = now
-        self.child: _Child | None = None
-        self.stopping = False
-        self.gone = False
-
-
-class _Child:
-    __slots__ = (
-        "began_at",
-        "deadline",
-        "doomed",
-        "fate",
-        "held",
-        "id",
-        "lane",
-        "line",
-        "peak",
-        "single",
-        "state",
-        "used",
-    )
-
-    def __init__(self, id: int, attempt: _Attempt) -> None:
-        self.id = id
-        self.lane = attempt.lane
-        self.single = attempt.single
-        self.state = ChildState.FORKING
-        self.line: deque[_Attempt] = deque()
-        self.held: tuple[tuple[int, float], ...] = ()
-        self.began_at = 0.0
-        self.deadline: float | None = None
-        self.fate: tuple[FailureKind, str, str] | None = None  # kind, type name, message
-        self.doomed: _Attempt | None = None  # the attempt that the fate is meant for
-        self.used = 0
-        self.peak = 0
-
-
-class _Resource:
-    """A CPU, a GPU or the lane without CPUs. `holder` is the child that has it, if only one can."""
-
-    __slots__ = ("free", "holder", "queue")
-
-    def __init__(self) -> None:
-        self.free = 1.0
-        self.holder: _Child | None = None
-        self.queue: deque[_Attempt] = deque()
-
-    def head(self) -> _Attempt | None:
-        queue = self.queue
-        while queue and queue[0].gone:
-            queue.popleft()
-        return queue[0] if queue else None
 
 
 class ExecutorCore:
@@ -152,17 +70,17 @@ class ExecutorCore:
         self._rank = rank
         self._host = host
         self._capacity = capacity
-        self._resources = {key: _Resource() for key in self._keys(capacity)}
-        self._attempts: dict[TaskRuntimeId, _Attempt] = {}
-        self._children: dict[int, _Child] = {}
-        self._idle: dict[Lane, list[_Child]] = {}
-        self._idle_order: dict[int, _Child] = {}
-        self._timed: dict[int, _Child] = {}
+        self._resources = {key: Resource() for key in self._keys(capacity)}
+        self._attempts: dict[TaskRuntimeId, Attempt] = {}
+        self._children: dict[int, Child] = {}
+        self._idle: dict[Lane, list[Child]] = {}
+        self._idle_order: dict[int, Child] = {}
+        self._timed: dict[int, Child] = {}
         self._typical_secs: dict[Lane, float] = {}
         self._max_idle = len(capacity.cpus) + 4
         self._next_child = 0
         self._dirty: dict[int, None] = {}
-        self._outgoing: dict[int, list[_Attempt]] = {}
+        self._outgoing: dict[int, list[Attempt]] = {}
         self._commands: list[Command] = []
         self._heartbeat_secs: float | None = None
         self._next_beat = 0.0
@@ -172,7 +90,7 @@ class ExecutorCore:
 
     @staticmethod
     def _keys(capacity: Capacity) -> list[int]:
-        return [OWN_LANE, *capacity.cpus, *(_gpu_key(index) for index in range(len(capacity.gpus)))]
+        return [OWN_LANE, *capacity.cpus, *(gpu_key(index) for index in range(len(capacity.gpus)))]
 
     def handle(self, events: Sequence[Event], now: float) -> list[Command]:
         """Take in what happened, in this order, and say what to do."""
@@ -206,8 +124,6 @@ class ExecutorCore:
     def is_running(self) -> bool:
         """Whether any child runs an attempt."""
         return len(self._children) > len(self._idle_order)
-
-    # ---- events
 
     def _apply(self, event: Event, now: float) -> None:
         match event:
@@ -254,8 +170,8 @@ class ExecutorCore:
         if run.attempt in self._attempts:
             return  # said twice; one end will do for both
         lane = Lane.of(run.grant)
-        resources = _resources_of(run.grant)
-        attempt = _Attempt(run, lane, resources, now)
+        resources = resources_of(run.grant)
+        attempt = Attempt(run, lane, resources, now)
         problem = self._problem(run, resources)
         if problem:
             self._end(attempt, self._failure(FailureKind.NOT_STARTED, "NotStarted", problem), now)
@@ -273,7 +189,7 @@ class ExecutorCore:
             return f"the grant {run.grant} is not of this rank, which has {self._capacity}"
         return ""
 
-    def _on_ready(self, child: _Child, now: float) -> None:
+    def _on_ready(self, child: Child, now: float) -> None:
         if child.state is not ChildState.FORKING:
             return  # it was stopped in the meantime
         child.state = ChildState.BUSY
@@ -281,7 +197,7 @@ class ExecutorCore:
         self._begin_head(child, now)
         self._touch(child.held)
 
-    def _on_refused(self, child: _Child, traceback: str, now: float) -> None:
+    def _on_refused(self, child: Child, traceback: str, now: float) -> None:
         if child.state is not ChildState.FORKING:
             return
         if child.line:
@@ -293,7 +209,7 @@ class ExecutorCore:
             self._end(attempt, failure, now, child)
         self._retire(child, now)
 
-    def _on_reply(self, child: _Child, reply: Reply, now: float) -> None:
+    def _on_reply(self, child: Child, reply: Reply, now: float) -> None:
         if not child.line:
             return  # everything was dropped by Reset, Welcome or Shutdown
         attempt = child.line.popleft()
@@ -344,7 +260,7 @@ class ExecutorCore:
         elif child.state is not ChildState.DYING:
             self._commands.append(RecallWork(child.id))
 
-    def _stop_head(self, child: _Child, now: float) -> None:
+    def _stop_head(self, child: Child, now: float) -> None:
         self._kill(child, FailureKind.STOPPED, "Stopped", "stopped while it ran", now)
 
     def _on_recalled(self, child_id: int, ids: tuple[TaskRuntimeId, ...], now: float) -> None:
@@ -360,7 +276,7 @@ class ExecutorCore:
         elif not child.line and child.state is ChildState.DUMPING:
             self._retire(child, now)
 
-    def _send_back(self, attempt: _Attempt, now: float) -> None:
+    def _send_back(self, attempt: Attempt, now: float) -> None:
         """An attempt that a child had and never began waits again, as the first of its lane; or is over, if it was to stop."""
         attempt.child = None
         if attempt.stopping:
@@ -370,7 +286,7 @@ class ExecutorCore:
             self._resources[key].queue.appendleft(attempt)
         self._touch(attempt.resources)
 
-    def _on_died(self, child: _Child, status: int, by_oom_killer: bool, now: float) -> None:
+    def _on_died(self, child: Child, status: int, by_oom_killer: bool, now: float) -> None:
         if child.line:
             attempt = child.line[0]
             failure = self._judge(child, attempt, status, by_oom_killer)
@@ -378,7 +294,7 @@ class ExecutorCore:
             self._end(attempt, failure, now, child)
         self._bury(child, now)
 
-    def _judge(self, child: _Child, attempt: _Attempt, status: int, by_oom_killer: bool) -> Failure:
+    def _judge(self, child: Child, attempt: Attempt, status: int, by_oom_killer: bool) -> Failure:
         if child.doomed is attempt and child.fate is not None:
             return self._failure(*child.fate)
         if child.state is ChildState.FORKING:
@@ -444,7 +360,7 @@ class ExecutorCore:
         used = sum(child.used for child in self._children.values())
         return Alive(running, len(self._attempts) - running, max(0, self._capacity.memory_bytes - used))
 
-    def _give_up(self, child: _Child, now: float) -> None:
+    def _give_up(self, child: Child, now: float) -> None:
         """The kernel doesn't let it die: tell what became of the attempt, keep its lane closed."""
         self._set_deadline(child, None)
         if child.line:
@@ -462,8 +378,6 @@ class ExecutorCore:
             child.line.clear()
             self._retire(child, now)
 
-    # ---- placing
-
     def _place_waiting(self, now: float) -> None:
         while self._dirty:
             key = next(iter(self._dirty))
@@ -478,7 +392,7 @@ class ExecutorCore:
                 self._commands.append(SendWork(child_id, tuple([attempt.run for attempt in attempts])))
             self._outgoing.clear()
 
-    def _place(self, attempt: _Attempt, now: float) -> bool:
+    def _place(self, attempt: Attempt, now: float) -> bool:
         """Give the attempt a child if it is its turn on everything it was granted."""
         is_free = True
         holder = None
@@ -507,7 +421,7 @@ class ExecutorCore:
             self._begin_head(child, now)
         return True
 
-    def _may_line_up(self, attempt: _Attempt, holder: _Child) -> bool:
+    def _may_line_up(self, attempt: Attempt, holder: Child) -> bool:
         # the last lane equal to the holder's: then the holder has all of the attempt's CPUs, and nobody else any
         if attempt.single or holder.single or holder.state is not ChildState.BUSY or holder.lane != attempt.lane:
             return False
@@ -518,14 +432,14 @@ class ExecutorCore:
             len(attempt.run.payload) + len(attempt.run.header) <= MAX_AHEAD_BYTES // MAX_AHEAD or len(holder.line) < 2
         )
 
-    def _take_child(self, attempt: _Attempt) -> _Child:
+    def _take_child(self, attempt: Attempt) -> Child:
         warm = None if attempt.single else self._idle.get(attempt.lane)
         if warm:
             child = warm.pop()
             del self._idle_order[child.id]
             child.state = ChildState.BUSY
         else:
-            child = _Child(self._next_child, attempt)
+            child = Child(self._next_child, attempt)
             self._next_child += 1
             self._children[child.id] = child
             self._commands.append(ForkChild(child.id, child.lane))
@@ -536,7 +450,7 @@ class ExecutorCore:
             resource.holder = child if share == 1.0 else None
         return child
 
-    def _begin_head(self, child: _Child, now: float) -> None:
+    def _begin_head(self, child: Child, now: float) -> None:
         child.began_at = now
         child.peak = 0
         head = child.line[0]
@@ -546,16 +460,14 @@ class ExecutorCore:
         if head.stopping:
             self._stop_head(child, now)
 
-    # ---- children
-
-    def _set_deadline(self, child: _Child, deadline: float | None) -> None:
+    def _set_deadline(self, child: Child, deadline: float | None) -> None:
         child.deadline = deadline
         if deadline is None:
             self._timed.pop(child.id, None)
         else:
             self._timed[child.id] = child
 
-    def _rest(self, child: _Child, now: float) -> None:
+    def _rest(self, child: Child, now: float) -> None:
         child.state = ChildState.IDLE
         self._set_deadline(child, None)
         self._release(child)
@@ -564,7 +476,7 @@ class ExecutorCore:
         if len(self._idle_order) > self._max_idle:
             self._retire(next(iter(self._idle_order.values())), now)
 
-    def _retire(self, child: _Child, now: float) -> None:
+    def _retire(self, child: Child, now: float) -> None:
         """Let a child go. What it has not begun waits again; its lane is free when it is dead."""
         if child.state is ChildState.IDLE:
             self._idle[child.lane].remove(child)
@@ -577,7 +489,7 @@ class ExecutorCore:
         while child.line:
             self._send_back(child.line.pop(), now)
 
-    def _kill(self, child: _Child, kind: FailureKind, type_name: str, message: str, now: float) -> None:
+    def _kill(self, child: Child, kind: FailureKind, type_name: str, message: str, now: float) -> None:
         """Kill a child for what the head of its line did."""
         if child.state is ChildState.DYING:
             return
@@ -594,7 +506,7 @@ class ExecutorCore:
         self._set_deadline(child, now + UNKILLABLE_SECS)
         self._commands.append(KillChild(child.id))
 
-    def _bury(self, child: _Child, now: float) -> None:
+    def _bury(self, child: Child, now: float) -> None:
         if child.state is ChildState.IDLE:
             self._idle[child.lane].remove(child)
             del self._idle_order[child.id]
@@ -605,7 +517,7 @@ class ExecutorCore:
         self._release(child)
         del self._children[child.id]
 
-    def _release(self, child: _Child) -> None:
+    def _release(self, child: Child) -> None:
         for key, share in child.held:
             resource = self._resources[key]
             resource.free = min(1.0, resource.free + share)
@@ -618,12 +530,10 @@ class ExecutorCore:
         for key, _ in resources:
             self._dirty[key] = None
 
-    # ---- ends
-
     def _failure(self, kind: FailureKind, type_name: str, message: str) -> Failure:
         return Failure(kind, type_name, message, host=self._host, rank=self._rank)
 
-    def _end(self, attempt: _Attempt, failure: Failure, now: float, child: _Child | None = None) -> None:
+    def _end(self, attempt: Attempt, failure: Failure, now: float, child: Child | None = None) -> None:
         """An attempt is over about which its child can say nothing."""
         self._attempts.pop(attempt.run.attempt, None)
         attempt.gone = True
@@ -634,8 +544,6 @@ class ExecutorCore:
             elapsed = now - child.began_at if child.began_at else 0.0
         ended = Ended(attempt.run.attempt, None, failure, queued, start, elapsed, child.peak if child else 0)
         self._commands.append(Report(ended, None if child is None else child.id))
-
-    # ---- tests
 
     def check(self) -> None:
         """Raise if an invariant is broken."""
@@ -671,25 +579,3 @@ class ExecutorCore:
                 )
             ):
                 raise AssertionError(f"{head.run.attempt} could start and does not")
-
-
-def _gpu_key(index: int) -> int:
-    return -2 - index
-
-
-def _resources_of(grant: Grant) -> tuple[tuple[int, float], ...]:
-    if len(grant.cpus) == 1 and not grant.gpus:
-        return ((grant.cpus[0], 1.0),)
-    keys = [(cpu, 1.0) for cpu in grant.cpus] + [(_gpu_key(index), quota) for index, quota in grant.gpus]
-    return tuple(keys) or ((OWN_LANE, 1.0),)
-
-
-def describe_status(status: int) -> str:
-    """A waitpid status in words."""
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        try:
-            return f"killed by {signal.Signals(number).name}"
-        except ValueError:
-            return f"killed by signal {number}"
-    return f"left with exit code {os.waitstatus_to_exitcode(status)}"
