@@ -9,41 +9,32 @@ million planned tasks stay small and only what changed travels.
 """
 
 import os
-import random
 import re
 import resource
 import shutil
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from smallpond_mpi.common import (
-    MAX_NUM_ROW_GROUPS,
-    MAX_ROW_GROUP_BYTES,
-    MAX_ROW_GROUP_SIZE,
     PARQUET_METADATA_KEY_PREFIX,
-    InjectedFault,
     InvalidArgument,
-    clamp_row_group_size,
 )
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.model import TaskRuntimeId, WorkStatus
 from smallpond_mpi.execution.task.deps import DependantKeys, Dependencies
+from smallpond_mpi.execution.task.measured import Measured
 from smallpond_mpi.execution.task.metrics import AttemptMetrics
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
-from smallpond_mpi.execution.workqueue import WorkItem
 from smallpond_mpi.faults import fault_point
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from smallpond_mpi.logical.dataset import DataSet
 
 OUTPUT_NAME = re.compile(r"[a-zA-Z0-9_]+")
 PLAIN = (bool, str, int, float, type(None))
 
 
-class Task(WorkItem):
+class Task(Measured):
     """Base of all tasks. Implementors override run() (and if they like initialize, finalize, cleanup) and set `dataset`.
 
     Args:
@@ -80,14 +71,10 @@ class Task(WorkItem):
     # Where they lie, if `dataset` does not say so: another run of the script may have other ids for this task and its node.
     _output_dir: str | None = None
     _temp_output = True
-    _metrics: AttemptMetrics | None = None
     _groups: tuple[Dependencies, ...] = ()  # the groups of dependencies that this task is in
     _input_keys: tuple[str, ...] = ()  # on a worker, where the tasks themselves are not
-    _num_tasks_created: int | None = None  # by the job when this attempt was sent
     _has_written = False  # the attempt asked for its output directory
     _running = False  # in a child, between prepare and commit: paths that are asked for are made
-    _numpy_random_gen: "np.random.Generator | None" = None
-    _python_random_gen: random.Random | None = None
 
     def __init__(
         self,
@@ -387,106 +374,7 @@ class Task(WorkItem):
         """Set RLIMIT_DATA of this process, in bytes. It counts virtual memory of private writable mappings."""
         resource.setrlimit(resource.RLIMIT_DATA, (int(soft_limit), int(hard_limit)))
 
-    # randomness and faults
-
-    @property
-    def random_seed_bytes(self) -> bytes:
-        """The task id in 4 bytes of the machine's order, then the job's seed in 128 bytes."""
-        return int(self.id).to_bytes(4, sys.byteorder) + self.ctx.random_seed_bytes
-
-    @property
-    def numpy_random_gen(self) -> "np.random.Generator":
-        if self._numpy_random_gen is None:
-            import numpy as np
-
-            self._numpy_random_gen = np.random.default_rng(np.frombuffer(self.random_seed_bytes, dtype=np.uint32))
-        return self._numpy_random_gen
-
-    @property
-    def python_random_gen(self) -> random.Random:
-        if self._python_random_gen is None:
-            self._python_random_gen = random.Random(self.random_seed_bytes)
-        return self._python_random_gen
-
-    def random_uint32(self) -> int:
-        """0 .. 2**31 - 1."""
-        return self.python_random_gen.randint(0, 0x7FFFFFFF)
-
-    def random_float(self) -> float:
-        """At least 0 and less than 1."""
-        return self.python_random_gen.random()
-
-    @property
-    def uniform_failure_prob(self) -> float:
-        """1 / (tasks created after this one + 1): no faults more often than one in what is left of the job."""
-        created = self.ctx.num_tasks_created if self._num_tasks_created is None else self._num_tasks_created
-        return 1 / (max(0, created - self.id) + 1)
-
-    def inject_fault(self) -> None:
-        """Raise InjectedFault with the job's fault probability, at most in the first two attempts that failed."""
-        prob = self.ctx.fault_inject_prob
-        if prob > 0 and self.fail_count <= 1 and random.random() < min(prob, self.uniform_failure_prob):
-            raise InjectedFault(f"injected into {self.key}, attempt {self.runtime_id}, with probability {prob}")
-
-    # metrics
-
-    @property
-    def perf_metrics(self) -> dict[str, float]:
-        """Seconds, rows, bytes by name."""
-        metrics: dict[str, float] = self.__dict__.setdefault("_perf_metrics", {})
-        return metrics
-
-    @property
-    def perf_profile(self) -> Any:
-        """The attempt's cProfile.Profile, with ctx.enable_profiling."""
-        return self._metrics.profile if self._metrics else None
-
-    def add_elapsed_time(self, metric_name: str | None = None) -> float:
-        """Without a name start the timer; with one add the seconds since the last call to that metric and start anew.
-
-        Raises:
-            RuntimeError: a name was given and no timer runs.
-        """
-        if self._metrics is None:
-            self._metrics = AttemptMetrics(False)
-        secs = self._metrics.lap(metric_name)
-        if metric_name is not None:
-            self.perf_metrics[metric_name] = self.perf_metrics.get(metric_name, 0.0) + secs
-        self.inject_fault()
-        return secs
-
-    def merge_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Add each value."""
-        for name, value in metrics.items():
-            self.perf_metrics[name] = self.perf_metrics.get(name, 0) + value
-
     # Parquet
-
-    def compute_avg_row_size(self, nbytes: int, num_rows: int) -> int:
-        """Bytes a row, at least 1."""
-        return max(1, nbytes // max(1, num_rows))
-
-    def adjust_row_group_size(
-        self,
-        nbytes: int,
-        num_rows: int,
-        max_row_group_size: int = MAX_ROW_GROUP_SIZE,
-        max_row_group_bytes: int = MAX_ROW_GROUP_BYTES,
-        max_num_row_groups: int = MAX_NUM_ROW_GROUPS,
-    ) -> int:
-        """Rows a row group for `num_rows` rows of `nbytes` in all: more when there would be too many groups, fewer when too big.
-
-        Sets `parquet_row_group_size` and `parquet_row_group_bytes` if the task has them, and returns the rows.
-        """
-        row_bytes = self.compute_avg_row_size(nbytes, num_rows)
-        rows = getattr(self, "parquet_row_group_size", clamp_row_group_size(0))
-        if num_rows > rows * max_num_row_groups:
-            rows = min(-(-num_rows // max_num_row_groups), max_row_group_size)
-        rows = max(1, min(rows, max_row_group_bytes // row_bytes))
-        if hasattr(self, "parquet_row_group_size"):
-            self.parquet_row_group_size = rows
-            self.parquet_row_group_bytes = rows * row_bytes
-        return rows
 
     def parquet_kv_metadata_str(self, extra_partitions: Sequence[PartitionInfo] | None = None) -> dict[str, str]:
         """What every Parquet file tells about where it comes from."""
