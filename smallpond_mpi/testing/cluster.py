@@ -94,6 +94,7 @@ class SimCluster:
         self.commands: list[cmd.Command] = []
         self.accepted: dict[TaskId, TaskRuntimeId] = {}
         self.done: dict[TaskId, None] = {}
+        self.started: dict[TaskRuntimeId, cmd.StartAttempt] = {}
         self.n_started: dict[TaskId, int] = {}
         self.finished: cmd.FinishJob | None = None
         self._epoch = epoch
@@ -153,7 +154,7 @@ class SimCluster:
         """Give the core an event of the test's own making."""
         self._handle(event)
 
-    def run(self, *, until: float = 1e7, max_steps: int = 10_000_000) -> cmd.FinishJob:
+    def run(self, *, until: float = 1e5, max_steps: int = 10_000_000) -> cmd.FinishJob:
         """Let time pass until the job comes to its end; raises SimulationStuck, with what the core says of it, if it never does."""
         for _ in range(max_steps):
             if self.finished is not None:
@@ -321,6 +322,9 @@ class SimCluster:
 
     def _promise_kept_by_start(self, start: cmd.StartAttempt) -> None:
         task = start.attempt.id
+        if start.attempt in self.started:
+            raise self._stuck(f"{start.attempt} was started twice")
+        self.started[start.attempt] = start
         self.n_started[task] = self.n_started.get(task, 0) + 1
         if task in self.done:
             raise self._stuck(f"{start.attempt} was started although its task is done")
@@ -349,10 +353,10 @@ class SimCluster:
         """Done, or a barrier of which everything behind it is."""
         todo, seen = [task], {task}
         while todo:
-            task = todo.pop()
-            if task in self.done:
+            behind = todo.pop()
+            if behind in self.done:
                 continue
-            spec = self._specs.get(task)
+            spec = self._specs.get(behind)
             if spec is None or spec.kind is not SpecKind.BARRIER:
                 return False
             new = [dep for dep in spec.deps if dep not in seen]

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 
 settings.register_profile(
     "bounded",
-    max_examples=int(os.environ.get("SP_TEST_EXAMPLES", "120")),
+    max_examples=int(os.environ.get("SP_TEST_EXAMPLES", "100")),
     deadline=None,  # no timed assertion: a slow machine is no bug
     derandomize="CI" in os.environ,
     print_blob=True,

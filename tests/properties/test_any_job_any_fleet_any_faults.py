@@ -14,6 +14,7 @@ from smallpond_mpi.common import GB
 from smallpond_mpi.execution.model import Capacity, FailureKind, Rank, SpecKind, TaskId, TaskRuntimeId, TaskSpec
 from smallpond_mpi.execution.scheduler import trace
 from smallpond_mpi.execution.scheduler.core import Policy
+from smallpond_mpi.execution.scheduler.events import StopRequested
 from smallpond_mpi.testing import Faults, Pause, RankFault, RankFaultKind, SimCluster, rank, replay, task
 
 DURATIONS = (0.0001, 0.001, 0.01, 0.3, 3.0)
@@ -77,7 +78,7 @@ def dags(draw: st.DrawFn) -> tuple[TaskSpec, ...]:
 @st.composite
 def wide_jobs(draw: st.DrawFn) -> tuple[TaskSpec, ...]:
     """Many short siblings, which is where lanes get deep."""
-    width, stage = draw(st.integers(20, 150)), draw(st.integers(0, 2))
+    width, stage = draw(st.integers(20, 150)), draw(st.integers(0, 3))
     return tuple(task(id, stage=stage) for id in range(1, width + 1))
 
 
@@ -124,7 +125,7 @@ policies = st.builds(
 @st.composite
 def scenarios(draw: st.DrawFn) -> Scenario:
     fleet = draw(capacities())
-    seconds = st.floats(0.0, 30.0)
+    seconds = st.floats(0.0, 30.0) | st.floats(0.0, 0.5)
     workers = st.integers(1, len(fleet) - 1).map(Rank)
     faults = st.builds(
         RankFault,
@@ -195,8 +196,6 @@ def test_the_same_events_give_the_same_commands_also_when_read_from_a_trace(scen
 def test_a_stop_ends_the_job_by_its_deadline_whatever_goes_on(
     scenario: Scenario, at: float, grace: float | None
 ) -> None:
-    from smallpond_mpi.execution.scheduler.events import StopRequested
-
     cluster = scenario.cluster()
     cluster.submit(scenario.specs)
     cluster.run_for(at)

@@ -139,15 +139,21 @@ class Board:
         self.n_retries += 1
         queue = self.queue_of(task)
         trouble = self.troubles.get(task)
-        if (
-            trouble is not None
-            and trouble.memory_bytes is not None
-            and trouble.memory_bytes != queue.shape.memory_bytes
-        ):
-            old = queue.shape
-            shape = self.fleet.shape(old.cpus, old.gpus, trouble.memory_bytes, old.on_scheduler)
-            queue = self._queue_of[task] = self.queues.queue(shape, queue.kind, queue.priority)
+        if trouble is not None:
+            queue = self._queue_of[task] = self._queue_after(trouble, queue)
         self._enqueue(task, queue, self.policy.prioritize_retry)
+
+    def _queue_after(self, trouble: Trouble, queue: ReadyQueue) -> ReadyQueue:
+        """Where a task waits after what happened to it: for more memory, for another rank."""
+        shape = queue.shape
+        if trouble.memory_bytes is not None and trouble.memory_bytes != shape.memory_bytes:
+            shape = self.fleet.shape(shape.cpus, shape.gpus, trouble.memory_bytes, shape.on_scheduler)
+        if shape is not queue.shape or trouble.avoid != queue.avoid:
+            queue = self.queues.queue(shape, queue.kind, queue.priority, trouble.avoid)
+        if trouble.avoid is not None:
+            patience = self.policy.avoid_secs if trouble.n_there == 1 else self.policy.avoid_longer_secs
+            queue.avoid_until = max(queue.avoid_until, self.now + patience)
+        return queue
 
     def _count_retry(self, task: int) -> None:
         self._retries[task] = self._retries.get(task, 0) + 1
@@ -163,21 +169,15 @@ class Board:
             trouble = self.troubles[task] = Trouble()
         return trouble
 
-    def avoided(self, task: int) -> Rank | None:
-        """The rank on which the task had better not run again."""
-        if not self.troubles:
-            return None
-        trouble = self.troubles.get(task)
-        return trouble.avoid if trouble is not None else None
+    def must_avoid(self, queue: ReadyQueue, rank: RankState) -> bool:
+        """Whether the queue's tasks crashed on this rank, and may still hope for another one."""
+        return queue.avoid == rank.number and self.now < queue.avoid_until and queue.shape.n_suitable > 1
 
     # attempts
 
     def start(self, lane: Lane, queue: ReadyQueue) -> None:
         """Start the queue's next task in the lane, behind what runs there."""
-        tasks = queue.tasks
-        task = tasks.popleft()
-        if self.troubles and tasks and self.avoided(task) == lane.rank.number:
-            tasks[0], task = task, tasks[0]
+        task = queue.tasks.popleft()
         self.graph.move(task, RUNNING)
         lane.queue = queue
         self._attempt(lane, task, None, False)
@@ -262,7 +262,7 @@ class Board:
     def reserve(self, rank: RankState) -> None:
         """Keep the rank free for a queue that was passed over for too long."""
         for queue in self.queues.starving:
-            if self.fleet.suits(rank, queue.shape):
+            if self.fleet.suits(rank, queue.shape) and not self.must_avoid(queue, rank):
                 self.queues.stop_starving(queue)
                 queue.reserved, rank.reserved_for = rank, queue
                 return
@@ -350,7 +350,9 @@ class Board:
             return
         for queue in self.queues.active:
             for rank in self.fleet.ranks.values():
-                if rank.reserved_for is None and self.fleet.fits(rank, queue.shape):
+                if rank.reserved_for is not None or self.must_avoid(queue, rank):
+                    continue
+                if self.fleet.fits(rank, queue.shape):
                     raise InvariantBroken(
                         f"task {queue.tasks[0]:06d} is ready and fits on rank {rank.number}, which idles"
                     )

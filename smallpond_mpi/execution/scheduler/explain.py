@@ -67,7 +67,9 @@ def _why_no_room(board: Board, queue: ReadyQueue) -> str:
     joined = [rank for rank in suitable if rank.is_open]
     if not joined:
         return f"all {len(suitable)} ranks that are large enough {_why_closed(suitable)}"
-    others = [rank for rank in joined if rank.reserved_for is None]
+    others = [rank for rank in joined if rank.reserved_for is None and not board.must_avoid(queue, rank)]
+    if not others and any(board.must_avoid(queue, rank) for rank in joined):
+        return f"waits for another rank than {queue.avoid}, on which it crashed"
     if not others:
         return f"all {len(joined)} ranks that are large enough are kept free for others that waited for too long"
     return _what_is_short(others, shape)

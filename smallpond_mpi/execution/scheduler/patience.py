@@ -52,7 +52,7 @@ def lose_rank(board: Board, rank: RankState, reason: str) -> None:
     """The attempts of a rank are over: those that ran are lost, those that waited there are as if never sent."""
     if rank.reserved_for is not None:
         board.release(rank.reserved_for)
-    had_a_rank = [queue for queue in board.queues.active if queue.shape.n_suitable]
+    had_a_rank = [queue for queue in board.queues.all if queue.shape.n_suitable]
     over: list[tuple[Attempt, bool]] = []
     for lane in board.fleet.leave(rank):
         over.extend((attempt, position == 0) for position, attempt in enumerate(lane.attempts))
@@ -60,6 +60,7 @@ def lose_rank(board: Board, rank: RankState, reason: str) -> None:
         board.detach(attempt)
     for queue in had_a_rank:
         watch_grace(board, queue)
+        _stop_avoiding_if_alone(board, queue)
     for attempt, was_running in over:
         if attempt.is_stopping or board.graph.state[attempt.task] != RUNNING:
             continue
@@ -157,6 +158,37 @@ def trust(board: Board, rank: RankState) -> None:
     rank.is_doubted = False
     rank.rest_secs = 0.0
     board.fleet.set_failing(rank, False)
+
+
+# tasks that wait for another rank than the one they crashed on
+
+
+def watch_avoidance(board: Board, queue: ReadyQueue) -> None:
+    """Nowhere else was room: at some time the tasks of this queue may go back to the rank that they crashed on."""
+    if not queue.is_avoid_timed and queue.avoid_until > board.now:
+        queue.is_avoid_timed = True
+        board.set_alarm(queue.avoid_until, _look_at_avoidance, queue)
+
+
+def _look_at_avoidance(board: Board, queue: ReadyQueue) -> None:
+    queue.is_avoid_timed = False
+    if not queue.tasks:
+        return
+    if queue.avoid_until > board.now:
+        watch_avoidance(board, queue)
+        return
+    _offer_avoided(board, queue)
+
+
+def _stop_avoiding_if_alone(board: Board, queue: ReadyQueue) -> None:
+    if queue.avoid is not None and queue.shape.n_suitable == 1:
+        _offer_avoided(board, queue)
+
+
+def _offer_avoided(board: Board, queue: ReadyQueue) -> None:
+    rank = board.fleet.rank(queue.avoid) if queue.avoid is not None else None
+    if rank is not None:
+        board.offers.append(rank)
 
 
 # lanes whose head runs for unexpectedly long

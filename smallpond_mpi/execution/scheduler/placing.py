@@ -2,7 +2,7 @@
 
 from smallpond_mpi.execution.scheduler.board import Board
 from smallpond_mpi.execution.scheduler.fleet import Lane, RankState
-from smallpond_mpi.execution.scheduler.patience import watch_grace, watch_lane
+from smallpond_mpi.execution.scheduler.patience import watch_avoidance, watch_grace, watch_lane
 from smallpond_mpi.execution.scheduler.queues import ReadyQueue
 
 
@@ -21,6 +21,7 @@ def go_on(board: Board, lane: Lane) -> None:
         and rank.reserved_for is None
         and rank.is_open
         and board.stop_reason is None
+        and not board.must_avoid(queues.active[0], rank)
     ):
         board.start(lane, queues.active[0])
         board.touched.append(lane)
@@ -31,22 +32,27 @@ def go_on(board: Board, lane: Lane) -> None:
 
 def fill(board: Board) -> None:
     """Start what fits: on ranks where something became free, then wherever there is room for what became ready."""
+    _fill_once(board)
+    while board.offers:  # a start has ended a reservation
+        _fill_once(board)
+    board.queues.settle()
+
+
+def _fill_once(board: Board) -> None:
     while board.offers:
         _fill_rank(board, board.offers.pop())
     if board.unmet:
         for queue in board.unmet:
             watch_grace(board, queue)
         board.unmet.clear()
-    if board.queues.active and board.stop_reason is None:
+    may_start = board.queues.active and board.stop_reason is None
+    if may_start:
         _place(board)
     if board.touched:
-        if board.queues.active and board.stop_reason is None:
+        if may_start:
             for lane in board.touched:
                 _top_up(board, lane)
         board.touched.clear()
-    while board.offers:  # a start may have ended a reservation
-        _fill_rank(board, board.offers.pop())
-    board.queues.settle()
 
 
 def _fill_rank(board: Board, rank: RankState) -> None:
@@ -68,7 +74,7 @@ def _fill_rank(board: Board, rank: RankState) -> None:
 
 def _next_for(board: Board, rank: RankState) -> ReadyQueue | None:
     for queue in board.queues.active:
-        if board.fleet.fits(rank, queue.shape):
+        if board.fleet.fits(rank, queue.shape) and not board.must_avoid(queue, rank):
             return queue
     return None
 
@@ -78,9 +84,11 @@ def _place(board: Board) -> None:
     position = 0
     while position < len(active):
         queue = active[position]
-        rank = find(queue.shape, board.avoided(queue.tasks[0]))
-        if rank is None:
+        rank = find(queue.shape, queue.avoid)
+        if rank is None or (queue.avoid is not None and board.must_avoid(queue, rank)):
             position += 1
+            if queue.avoid is not None:
+                watch_avoidance(board, queue)
         else:
             _open(board, rank, queue)
             position = 0
@@ -97,8 +105,8 @@ def _top_up(board: Board, lane: Lane) -> None:
 
     Not for tasks that had trouble (each runs alone), and not where a more urgent one waits for this rank.
     """
-    queue, have = lane.queue, len(lane)
-    if queue is None or not queue.tasks or not have:
+    queue, head, have = lane.queue, lane.head, len(lane)
+    if queue is None or not queue.tasks or head is None or _runs_alone(board, head.task):
         return
     depth = board.stage_of(queue.tasks[0]).depth
     if have > depth // 2 or not lane.rank.is_open or lane.rank.reserved_for is not None:
@@ -110,8 +118,13 @@ def _top_up(board: Board, lane: Lane) -> None:
             return
     for _ in range(min(depth - have, len(queue.tasks) // lane.shape.n_lanes)):
         task = queue.tasks[0]
-        if board.stage_of(task).depth <= len(lane) or task in board.troubles:
+        if board.stage_of(task).depth <= len(lane) or _runs_alone(board, task):
             break
         board.start(lane, queue)
     if len(lane) > 1:
         watch_lane(board, lane)
+
+
+def _runs_alone(board: Board, task: int) -> bool:
+    trouble = board.troubles.get(task) if board.troubles else None
+    return trouble is not None and trouble.runs_alone

@@ -28,6 +28,10 @@ class Policy:
     recall_secs: float = 0.25  # ... but at least this
 
     passed_over_limit: int = 64  # starts of others after which a waiting request reserves a rank
+    avoid_secs: float = (
+        5.0  # that a task waits for another rank than the one it crashed on; after the second crash there ...
+    )
+    avoid_longer_secs: float = 60.0  # ... this
     suspect_failures: int = 3  # different tasks crashing in a row on one rank, while others succeed elsewhere
     rest_secs: float = 1.0  # pause of such a rank, doubled each time ...
     max_rest_secs: float = 60.0  # ... up to this

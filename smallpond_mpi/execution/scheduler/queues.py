@@ -7,17 +7,20 @@ starts asks for a rank of its own; which one is the core's business.
 from bisect import insort
 from collections import deque
 
-from smallpond_mpi.execution.model import SpecKind
+from smallpond_mpi.execution.model import Rank, SpecKind
 from smallpond_mpi.execution.scheduler.fleet import RankState, Shape
 from smallpond_mpi.execution.scheduler.graph import InvariantBroken
 
 
 class ReadyQueue:
-    """Ready tasks that ask for the same, at the same priority."""
+    """Ready tasks that ask for the same, at the same priority (and had better not run on the same rank)."""
 
     __slots__ = (
+        "avoid",
+        "avoid_until",
         "grace_ends",
         "is_active",
+        "is_avoid_timed",
         "is_grace_timed",
         "is_starving",
         "kind",
@@ -31,11 +34,14 @@ class ReadyQueue:
         "turn",
     )
 
-    def __init__(self, number: int, shape: Shape, kind: SpecKind, priority: int) -> None:
+    def __init__(self, number: int, shape: Shape, kind: SpecKind, priority: int, avoid: Rank | None) -> None:
         self.number = number
         self.shape = shape
         self.kind = kind
         self.priority = priority
+        self.avoid = avoid  # the rank that its tasks crashed on: they wait for another one ...
+        self.avoid_until = 0.0  # ... until then
+        self.is_avoid_timed = False
         self.tasks: deque[int] = deque()
         self.turn = 0
         self.is_active = False
@@ -58,16 +64,16 @@ class Queues:
         self.active: list[ReadyQueue] = []  # those with tasks, next one first
         self.starving: list[ReadyQueue] = []
         self._passed_over_limit = passed_over_limit
-        self._queues: dict[tuple[int, SpecKind, int], ReadyQueue] = {}
+        self._queues: dict[tuple[int, SpecKind, int, Rank | None], ReadyQueue] = {}
         self._turns = 0
         self._started: list[ReadyQueue] = []
 
-    def queue(self, shape: Shape, kind: SpecKind, priority: int) -> ReadyQueue:
+    def queue(self, shape: Shape, kind: SpecKind, priority: int, avoid: Rank | None = None) -> ReadyQueue:
         """The one queue of this class."""
-        key = (shape.number, kind, priority)
+        key = (shape.number, kind, priority, avoid)
         queue = self._queues.get(key)
         if queue is None:
-            queue = self._queues[key] = ReadyQueue(len(self.all), shape, kind, priority)
+            queue = self._queues[key] = ReadyQueue(len(self.all), shape, kind, priority, avoid)
             self.all.append(queue)
         return queue
 

@@ -26,9 +26,15 @@ class Trouble:
     not_started: int = 0
     deaths: int = 0
     memory_bytes: int | None = None  # a limit raised after running out of memory
-    avoid: Rank | None = None
+    avoid: Rank | None = None  # the rank it crashed on last ...
+    n_there: int = 0  # ... and how often in a row
     lines: int = 0
     story: list[str] = field(default_factory=list)
+
+    @property
+    def runs_alone(self) -> bool:
+        """Whether it has failed, or died with a rank: then nothing is queued behind it or before it."""
+        return self.charged > 0 or self.deaths > 0
 
     def tell(self, line: str) -> None:
         """Keep a line of the story; in a long one the middle is dropped."""
@@ -61,6 +67,7 @@ def judge(
             return f"it was running at the death of {trouble.deaths} ranks"
         return None
     if kind in ELSEWHERE:
+        trouble.n_there = trouble.n_there + 1 if trouble.avoid == rank else 1
         trouble.avoid = rank
     if kind is FailureKind.NOT_STARTED:
         trouble.not_started += 1
