@@ -13,6 +13,7 @@ import errno
 import hashlib
 import os
 import pickle
+import shutil
 import sys
 import sysconfig
 import traceback
@@ -286,6 +287,8 @@ class Performer:
             task.set_memory_limit(round(task.memory_limit * 1.2), round(task.memory_limit * 1.5))
         task.exec(_Checkpoints(checkpoint))
         verdict = None if task.status is WorkStatus.SUCCEED else failure_of(task, self._host, self._rank)
+        if verdict is not None:
+            _remove_output(task)
         return self._state_of(task, before, verdict), verdict
 
     def _make(self, run: RunTask, blobs: Mapping[bytes, bytes]) -> Task:
@@ -355,6 +358,14 @@ class Performer:
             return pickle.dumps(state, protocol=5)
 
 
+def _remove_output(task: Task) -> None:
+    """What a failed attempt wrote is nobody's, and room that the next one may need. Its scratch stays: there may be a dump of it."""
+    task._running = False
+    for path in {task.runtime_output_abspath, task.final_output_abspath}:
+        if str(task.runtime_id) in path:  # a sink publishes into a directory that is not its own
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def failure_of(task: Task, host: str, rank: int) -> Failure:
     """Why a task that ended without success did so."""
     if task.exception is None:
@@ -384,7 +395,9 @@ def disk_error(error: BaseException | None) -> OSError | None:
 def _passed_user_code(error: BaseException) -> bool:
     installed = (PACKAGE_DIR, *sysconfig.get_paths().values())
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-    return any(os.path.isabs(file) and not file.startswith(installed) for file in files)  # compiled modules tell no whole path
+    return any(
+        os.path.isabs(file) and not file.startswith(installed) for file in files
+    )  # compiled modules tell no whole path
 
 
 def _describe(error: BaseException, host: str, rank: int) -> Failure:
