@@ -454,6 +454,23 @@ def test_urgent_tasks_go_first_and_equal_ones_take_turns(desk: Desk) -> None:
     assert order == [3, 5, 4, 6, 1, 2]
 
 
+@pytest.mark.parametrize("policy", [Policy(passed_over_limit=2)])
+def test_a_rank_kept_free_for_a_wide_task_starts_nothing_else(desk: Desk) -> None:
+    desk.joins(0, rank(3))
+    desk.submits(task(1), task(2))
+    desk.submits(task(3, cpus=3))
+    desk.submits(task(4))
+    desk.ends(1)
+    desk.submits(task(5))
+    desk.ends(2)
+    assert not of(StartAttempt, desk.submits(task(6), task(7, memory_bytes=GB))), "two others have overtaken it"
+    assert "rank 0, which is kept free for it, has room" in desk.core.explain(TaskId(3))
+    assert "are kept free for others that waited for too long" in desk.core.explain(TaskId(6))
+    desk.ends(4)
+    assert [start.attempt.id for start in of(StartAttempt, desk.ends(5))] == [3]
+    assert len(of(StartAttempt, desk.ends(3))) == 2
+
+
 def test_counts_by_stage_and_rank(desk: Desk) -> None:
     desk.joins(0)
     desk.submits(task(1, stage=5), task(2, stage=5), task(3, [1], stage=6))
