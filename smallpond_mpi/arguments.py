@@ -44,6 +44,57 @@ def column_types(schema: Any) -> dict[str, str]:
     return dict(schema)
 
 
+def texts(given: Any, name: str) -> list[str]:
+    """One text or a list of them, of which there must be at least one: columns, SQL expressions."""
+    found = [given] if isinstance(given, str) else list(given) if isinstance(given, (list, tuple)) else None
+    if found is None or not all(isinstance(one, str) for one in found):
+        raise WrongType(f"{name} must be a text or a list of texts, not {shown(given)}")
+    if not all(map(str.strip, found)) or not found:
+        raise InvalidArgument(f"{name} is empty: {shown(given)}")
+    return found
+
+
+def text(given: Any, name: str) -> str:
+    """An SQL query or expression."""
+    if not isinstance(given, str):
+        raise WrongType(f"{name} must be a text, not {shown(given)}")
+    if not given.strip():
+        raise InvalidArgument(f"{name} is empty")
+    return given
+
+
+def whole_number(given: Any, name: str, minimum: int) -> int:
+    """An int, or NumPy's."""
+    if isinstance(given, bool) or not hasattr(given, "__index__"):
+        raise WrongType(f"{name} must be an int, not {shown(given)}")
+    number = int(given.__index__())
+    if number < minimum:
+        raise InvalidArgument(f"{name} must be at least {minimum}, not {number}")
+    return number
+
+
+def seconds(given: Any, name: str) -> float | None:
+    """A time more than 0, or None."""
+    if given is None:
+        return None
+    if isinstance(given, bool) or not isinstance(given, (int, float)):
+        raise WrongType(f"{name} must be a number of seconds, not {shown(given)}")
+    if not given > 0:
+        raise InvalidArgument(f"{name} must be more than 0, not {given}")
+    return float(given)
+
+
+def arrow_schema(schema: Any) -> "arrow.Schema | None":
+    """The schema of what a function returns, or None."""
+    import pyarrow as arrow
+
+    if schema is not None and not isinstance(schema, arrow.Schema):
+        raise WrongType(
+            f"schema must be a pyarrow.Schema, such as pyarrow.schema({{'a': pyarrow.int64()}}), not {shown(schema)}"
+        )
+    return schema
+
+
 def function(func: Any) -> Any:
     """Something that can be called."""
     if not callable(func):
@@ -58,6 +109,8 @@ def table_of_items(items: Any) -> "arrow.Table":
     if isinstance(items, (str, bytes, Mapping)) or not isinstance(items, Iterable):
         raise WrongType(f"from_items needs a list of rows, not {shown(items)}")
     rows = [item if isinstance(item, dict) else {"item": item} for item in items]
+    if not rows:
+        return arrow.table({"item": arrow.nulls(0)})
     try:
         return arrow.Table.from_pylist(rows)
     except (arrow.ArrowInvalid, arrow.ArrowTypeError, arrow.ArrowNotImplementedError, OverflowError) as error:

@@ -55,7 +55,10 @@ class Session(SessionBase):
         """Parquet files, patterns or directories; `union_by_name` lets files have different columns."""
         return self._source(
             ParquetDataSet(
-                arguments.absolute_paths(paths), recursive=recursive, columns=columns, union_by_name=union_by_name
+                arguments.absolute_paths(paths),
+                recursive=recursive,
+                columns=None if columns is None else arguments.texts(columns, "columns"),
+                union_by_name=union_by_name,
             )
         )
 
@@ -77,7 +80,9 @@ class Session(SessionBase):
 
     def partial_sql(self, query: str, *inputs: "DataFrame", **kwargs: Any) -> "DataFrame":
         """Run a query on each partition: `{0}`, `{1}`, … are the inputs, paired by partition. Settings as SqlEngineNode."""
-        return self._frame(SqlEngineNode, tuple(map(_plan_of, inputs)), sql_query=query, **kwargs)
+        return self._frame(
+            SqlEngineNode, tuple(map(_plan_of, inputs)), sql_query=arguments.texts(query, "query"), **kwargs
+        )
 
     def wait(self, *dfs: "DataFrame") -> None:
         """Compute all of them, side by side."""
@@ -86,6 +91,7 @@ class Session(SessionBase):
     def _frame(self, kind: Callable[..., Node], inputs: tuple[Node, ...], **kwargs: Any) -> "DataFrame":
         """A DataFrame of a new node. `timeout_secs` and `isolated` are settings that every kind of node has."""
         settings = {name: kwargs.pop(name) for name in ("timeout_secs", "isolated") if name in kwargs}
+        arguments.seconds(settings.get("timeout_secs"), "timeout_secs")
         arguments.check_settings(kind, kwargs, ("timeout_secs", "isolated"))
         node = kind(self._ctx, inputs, **kwargs)
         for name, value in settings.items():
@@ -150,42 +156,39 @@ class DataFrame:
         if sum((hash_by is not None, by is not None, by_rows)) > 1:
             raise InvalidArgument("repartition takes one of hash_by, by and by_rows")
         if hash_by is not None:
-            columns = [hash_by] if isinstance(hash_by, str) else list(hash_by)
+            columns = arguments.texts(hash_by, "hash_by")
             kwargs.setdefault("drop_partition_column", True)
             return self._then(HashPartitionNode, npartitions=npartitions, hash_columns=columns, **kwargs)
         if by is not None:
-            numbered = SqlEngineNode(
-                self._ctx, (self.plan,), f'select *, ({by}) as "{DATA_PARTITION_COLUMN_NAME}" from {{0}}'
-            )
+            number = arguments.text(by, "by")
             kwargs.setdefault("drop_partition_column", True)
-            node = HashPartitionNode(
-                self._ctx,
-                (numbered,),
-                npartitions,
+            return self._sql(f'select *, ({number}) as "{DATA_PARTITION_COLUMN_NAME}" from {{0}}')._then(
+                HashPartitionNode,
+                npartitions=npartitions,
                 data_partition_column=DATA_PARTITION_COLUMN_NAME,
                 shuffle_only=True,
                 **kwargs,
             )
-            return DataFrame(self.session, node)
         return self._then(EvenlyDistributedPartitionNode, npartitions=npartitions, partition_by_rows=by_rows, **kwargs)
 
     def random_shuffle(self, **kwargs: Any) -> "DataFrame":
         """Put the rows into random order, across all partitions. The job's random_seed decides which."""
         kwargs.setdefault("drop_partition_column", True)
-        scattered = HashPartitionNode(
-            self._ctx, (self.plan,), max(1, self.plan.num_partitions), random_shuffle=True, **kwargs
+        scattered = self._then(
+            HashPartitionNode, npartitions=max(1, self.plan.num_partitions), random_shuffle=True, **kwargs
         )
-        return DataFrame(self.session, ArrowComputeNode(self._ctx, (scattered,), process_func=ShuffleRows()))
+        return scattered._then(ArrowComputeNode, process_func=ShuffleRows())
 
     def partial_sort(self, by: str | list[str], **kwargs: Any) -> "DataFrame":
         """Sort each partition by SQL expressions, e.g. `["a", "b desc"]`."""
-        keys = ", ".join([by] if isinstance(by, str) else by)
+        keys = ", ".join(arguments.texts(by, "by"))
         return self._sql(f"select * from {{0}} order by {keys}", **kwargs)
 
     def filter(self, sql_or_func: str | Callable[[Row], bool], **kwargs: Any) -> "DataFrame":
         """Keep the rows for which an SQL condition, or a function of a row, is true."""
         if isinstance(sql_or_func, str):
-            return self._sql(f"select * from {{0}} where ({sql_or_func})", **kwargs)
+            condition = arguments.text(sql_or_func, "a condition")
+            return self._sql(f"select * from {{0}} where ({condition})", **kwargs)
         return self._then(ArrowComputeNode, process_func=FilterRows(arguments.function(sql_or_func)), **kwargs)
 
     def map(
@@ -197,25 +200,28 @@ class DataFrame:
             schema: of what the function returns; without it the types follow from the values.
         """
         if isinstance(sql_or_func, str):
-            return self._sql(f"select {sql_or_func} from {{0}}", **kwargs)
-        return self._then(ArrowComputeNode, process_func=MapRows(arguments.function(sql_or_func), schema), **kwargs)
+            columns = arguments.text(sql_or_func, "an SQL expression")
+            return self._sql(f"select {columns} from {{0}}", **kwargs)
+        func = MapRows(arguments.function(sql_or_func), arguments.arrow_schema(schema))
+        return self._then(ArrowComputeNode, process_func=func, **kwargs)
 
     def flat_map(
         self, sql_or_func: str | Callable[[Row], list[Row]], *, schema: "arrow.Schema | None" = None, **kwargs: Any
     ) -> "DataFrame":
         """Make any number of rows of each: by SQL expressions such as `unnest(...)`, or by a function from dict to a list of dicts."""
         if isinstance(sql_or_func, str):
-            return self._sql(f"select {sql_or_func} from {{0}}", **kwargs)
-        return self._then(ArrowComputeNode, process_func=ExplodeRows(arguments.function(sql_or_func), schema), **kwargs)
+            columns = arguments.text(sql_or_func, "an SQL expression")
+            return self._sql(f"select {columns} from {{0}}", **kwargs)
+        func = ExplodeRows(arguments.function(sql_or_func), arguments.arrow_schema(schema))
+        return self._then(ArrowComputeNode, process_func=func, **kwargs)
 
     def map_batches(
         self, func: "Callable[[arrow.Table], arrow.Table]", *, batch_size: int = DEFAULT_BATCH_SIZE, **kwargs: Any
     ) -> "DataFrame":
         """Make a table of each batch of exactly `batch_size` rows (the last of a partition may be shorter)."""
-        if batch_size < 1:
-            raise InvalidArgument(f"batch_size must be at least 1, not {batch_size}")
+        rows = arguments.whole_number(batch_size, "batch_size", 1)
         return self._then(
-            ArrowBatchNode, process_func=MapBatches(arguments.function(func)), streaming_batch_size=batch_size, **kwargs
+            ArrowBatchNode, process_func=MapBatches(arguments.function(func)), streaming_batch_size=rows, **kwargs
         )
 
     def limit(self, limit: int) -> "DataFrame":
@@ -245,6 +251,7 @@ class DataFrame:
 
     def take(self, limit: int) -> list[Row]:
         """The first `limit` rows."""
+        arguments.whole_number(limit, "limit", 0)
         few = self if self._rows_in_memory() is not None else self.limit(limit)
         return list(few.to_arrow().slice(0, limit).to_pylist())
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from smallpond_mpi.common import DEFAULT_BATCH_SIZE, SchemaMismatch, WrongReturnType
+from smallpond_mpi.common import DEFAULT_BATCH_SIZE, InvalidArgument, SchemaMismatch, WrongReturnType
 
 if TYPE_CHECKING:
     import pyarrow as arrow
@@ -54,6 +54,7 @@ class FilterRows:
     def __call__(self, ctx: "RuntimeContext", tables: "list[arrow.Table]") -> "arrow.Table":
         import pyarrow as arrow
 
+        _check_names(tables[0])
         kept = [
             batch.filter(arrow.array([bool(self.func(row)) for row in batch.to_pylist()], arrow.bool_()))
             for batch in tables[0].to_batches(DEFAULT_BATCH_SIZE)
@@ -84,9 +85,19 @@ class ShuffleRows:
         return tables[0].take(ctx.task.numpy_random_gen.permutation(tables[0].num_rows))
 
 
+def _check_names(table: "arrow.Table") -> None:
+    names = table.schema.names
+    if len(set(names)) < len(names):
+        twice = ", ".join(dict.fromkeys(name for name in names if names.count(name) > 1))
+        raise InvalidArgument(
+            f"columns named twice can't be a dict's keys: {twice}; rename them by map(\"a as x, ...\")"
+        )
+
+
 def _table_of(table: "arrow.Table", rows_of: "Callable[[Row], Any]", schema: "arrow.Schema | None") -> "arrow.Table":
     import pyarrow as arrow
 
+    _check_names(table)
     made: list[arrow.Table] = []
     for batch in table.to_batches(DEFAULT_BATCH_SIZE):
         rows = [new for row in batch.to_pylist() for new in rows_of(row)]
@@ -108,6 +119,10 @@ def _from_rows(rows: list[Row], schema: "arrow.Schema | None") -> "arrow.Table":
     if schema is None:
         # from_pylist takes the columns of the first row only: what other rows have besides must not be lost.
         names = list(dict.fromkeys(name for row in rows for name in row))
+        if not names:
+            raise WrongReturnType(
+                "the function returned rows without columns ({}), which can't be kept: leave rows out by filter or flat_map"
+            )
         columns = {name: [row.get(name) for row in rows] for name in names}
     else:
         columns = {name: [row.get(name) for row in rows] for name in schema.names}

@@ -145,6 +145,8 @@ class SchedulerLoop:
         Raises:
             BadInput: a task failed for what the user gave. JobFailed: it failed for another reason.
         """
+        if self._executor.finished:
+            raise JobFailed(f"this session can't run anything any more: {self._executor.reason or 'it was shut down'}")
         intake = take_in(
             targets, self._restored, self._lineage, self._ctx.new_task_id, self._take_up, files_of_state_are_there
         )

@@ -267,6 +267,7 @@ def _without_semicolon(statement: str) -> str:
 
 
 NO_SPACE = re.compile(r"no space left|disk quota exceeded", re.IGNORECASE)
+COPIED_QUERY = re.compile(r"COPY \(\n(.*)\n\) TO .*", re.DOTALL)
 WRITTEN_FILE = re.compile(r'file \\?"([^"\\]+)')
 
 
@@ -278,6 +279,8 @@ def translate_duckdb(error: Exception, query: str, inputs: "Sequence[DataSet]" =
     if NO_SPACE.search(text):
         found = WRITTEN_FILE.search(text)
         return DataRootUnusable(errno.ENOSPC, f"no space is left to write {found[1] if found else text}")
+    copied = COPIED_QUERY.fullmatch(query)
+    query = copied[1] if copied else query
     if "Python exception occurred" in text:
         return TaskFailed(f"{text}\nin the query: {query}")
     return translate(error, query, inputs)
