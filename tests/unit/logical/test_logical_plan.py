@@ -1,7 +1,5 @@
 """The plan as text, as a graph, and for visitors."""
 
-from plan_builders import evenly, hashed, source, sql
-
 from smallpond_mpi.logical.node import (
     Context,
     DataSinkNode,
@@ -14,6 +12,7 @@ from smallpond_mpi.logical.node import (
     SqlEngineNode,
     UnionNode,
 )
+from tests.unit.logical.plan_builders import evenly, hashed, source, sql
 
 
 def test_nodes_come_after_what_they_need(ctx: Context) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import cloudpickle
 import pytest
-from plan_builders import evenly, hashed, inputs, source, sql
 
 from smallpond_mpi.common import InvalidArgument
 from smallpond_mpi.execution.context import RuntimeContext
@@ -36,6 +35,7 @@ from smallpond_mpi.logical.node import (
 )
 from smallpond_mpi.logical.planner import Planner
 from smallpond_mpi.logical.udf import UDFType, udf
+from tests.unit.logical.plan_builders import evenly, hashed, inputs, source, sql
 
 
 def line_of(node: Node) -> int:

@@ -4,7 +4,6 @@ from typing import Any
 
 import duckdb
 import pytest
-from plan_builders import evenly, kinds, source, sql, upstream
 
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.task.sql import format_query
@@ -12,6 +11,7 @@ from smallpond_mpi.logical.node import Context, LimitNode, LogicalPlan, Node, Sq
 from smallpond_mpi.logical.optimizer import MAX_FUSED_NODES, Optimizer
 from smallpond_mpi.logical.planner import Planner
 from smallpond_mpi.logical.udf import UDFType
+from tests.unit.logical.plan_builders import evenly, kinds, source, sql, upstream
 
 
 def rows(conn: duckdb.DuckDBPyConnection, *queries: str) -> list[tuple[Any, ...]]:

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plan_builders import evenly, source, sql
 
 from smallpond_mpi.execution.context import JobId, RuntimeContext
 from smallpond_mpi.execution.task import PartitionInfo
 from smallpond_mpi.logical.node import ConsolidateNode, Context, LimitNode, Node, ProjectionNode, UnionNode
 from smallpond_mpi.logical.node.pairing import CannotPair, Cell, merged_cells, paired
 from smallpond_mpi.logical.planner import Planner
+from tests.unit.logical.plan_builders import evenly, source, sql
 
 COUNTS = {"a": 2, "b": 3, "c": 1, "@toplevel@": 2}
 

@@ -5,7 +5,6 @@ import tracemalloc
 from collections import Counter
 
 import pytest
-from plan_builders import evenly, hashed, inputs, kinds, loaded, partitions, source, sql, upstream
 
 from smallpond_mpi.common import InvalidArgument, UnpairedPartitions
 from smallpond_mpi.execution.context import RuntimeContext
@@ -27,6 +26,7 @@ from smallpond_mpi.logical.node import (
     UserPartitionedDataSourceNode,
 )
 from smallpond_mpi.logical.planner import Planner
+from tests.unit.logical.plan_builders import evenly, hashed, inputs, kinds, loaded, partitions, source, sql, upstream
 
 
 def test_a_pipeline_from_source_to_root(ctx: Context, job: RuntimeContext) -> None:

@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from plan_builders import evenly, hashed, sql
 
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.task import ExecutionPlan, WorkStatus
@@ -32,6 +31,7 @@ from smallpond_mpi.logical.node import (
 from smallpond_mpi.logical.optimizer import Optimizer
 from smallpond_mpi.logical.planner import Planner
 from smallpond_mpi.logical.udf import UDFType, udf
+from tests.unit.logical.plan_builders import evenly, hashed, sql
 
 NUM_ROWS = 500
 

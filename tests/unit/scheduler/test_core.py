@@ -1,7 +1,6 @@
 """What the core does about each event, told in small stories."""
 
 import pytest
-from desk import Desk
 
 from smallpond_mpi.common import GB
 from smallpond_mpi.execution.model import FailureKind, Rank, SpecKind, TaskId, TaskRuntimeId
@@ -24,6 +23,7 @@ from smallpond_mpi.execution.scheduler.events import (
     StopRequested,
 )
 from smallpond_mpi.testing import rank, task
+from tests.unit.scheduler.desk import Desk
 
 FINISHED = FinishJob(None, "")
 

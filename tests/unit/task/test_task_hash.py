@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from task_builders import TOP, attempt, given, rows, run
 
 from smallpond_mpi.common import ColumnNotFound, DataRootUnusable, InvalidArgument
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.model import WorkStatus
 from smallpond_mpi.execution.task import HashPartitionTask, PartitionConsumerTask, PartitionInfo
 from smallpond_mpi.logical.dataset import CsvDataSet, ParquetDataSet, PartitionedDataSet
+from tests.unit.task.task_builders import TOP, attempt, given, rows, run
 
 ENGINES = ["duckdb", "arrow"]
 N = 8

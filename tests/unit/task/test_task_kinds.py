@@ -9,7 +9,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from task_builders import TOP, attempt, given, rows, run, values
 
 from smallpond_mpi.common import ColumnNotFound, InvalidArgument, WrongReturnType
 from smallpond_mpi.execution.model import WorkStatus
@@ -39,6 +38,7 @@ from smallpond_mpi.logical.dataset import (
     PartitionedDataSet,
     SqlQueryDataSet,
 )
+from tests.unit.task.task_builders import TOP, attempt, given, rows, run, values
 
 # sources
 

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from task_builders import TOP, given, run
 
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.task.metrics import known_bytes
 from smallpond_mpi.execution.task.sql import SqlEngineTask
 from smallpond_mpi.logical.dataset import CsvDataSet, DataSet, ParquetDataSet
+from tests.unit.task.task_builders import TOP, given, run
 
 Write = Callable[..., ParquetDataSet]
 

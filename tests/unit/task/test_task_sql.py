@@ -6,7 +6,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from task_builders import TOP, attempt, given, rows, run, values
 
 from smallpond_mpi.common import InputNotFound, InvalidQuery, OutOfMemory, TaskFailed
 from smallpond_mpi.execution.context import RuntimeContext
@@ -15,6 +14,7 @@ from smallpond_mpi.execution.task import PartitionInfo, SqlEngineTask, engine
 from smallpond_mpi.execution.task.sql import format_query
 from smallpond_mpi.logical.dataset import CsvDataSet, ParquetDataSet
 from smallpond_mpi.logical.udf import PythonUDFContext, UDFType
+from tests.unit.task.task_builders import TOP, attempt, given, rows, run, values
 
 
 def sql(

@@ -6,13 +6,13 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pytest
-from task_builders import TOP, attempt, given, rows, run, values
 
 from smallpond_mpi.common import CorruptInput, SchemaMismatch, WrongReturnType
 from smallpond_mpi.execution.model import WorkStatus
 from smallpond_mpi.execution.task import ArrowBatchTask, ArrowStreamTask, PandasBatchTask, StreamOutput
 from smallpond_mpi.execution.workqueue import WorkQueueInMemory
 from smallpond_mpi.logical.dataset import ParquetDataSet
+from tests.unit.task.task_builders import TOP, attempt, given, rows, run, values
 
 
 def batches(ctx: Any, func: Any, *datasets: Any, kind: type = ArrowBatchTask, **options: Any) -> Any:
