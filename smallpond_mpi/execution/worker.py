@@ -16,10 +16,11 @@ from smallpond_mpi.execution.executor.loop import ExecutorLoop
 from smallpond_mpi.execution.executor.sandbox import ForkServer
 from smallpond_mpi.execution.model import SCHEDULER_RANK, Capacity, Rank
 from smallpond_mpi.execution.protocol import Shutdown, encode
-from smallpond_mpi.execution.transport import EPOLL_SECS, nap_secs
+from smallpond_mpi.execution.transport import nap_secs
 from smallpond_mpi.forgotten import arrived
 from smallpond_mpi.platform import discover
 from smallpond_mpi.platform.binding import launched_by_mpi
+from smallpond_mpi.platform.process import sleep_precisely
 
 FINALIZE_SECS = 10.0
 
@@ -55,11 +56,7 @@ class Place:
                 if executor.step(0.0):
                     last_news = time.monotonic()
                     continue
-                nap = nap_secs(time.monotonic() - last_news)
-                if nap < EPOLL_SECS:
-                    time.sleep(nap)
-                elif executor.step(nap):
-                    last_news = time.monotonic()
+                executor.nap(nap_secs(time.monotonic() - last_news))
         finally:
             executor.close()
         _flush()
@@ -99,6 +96,7 @@ def arrive(env: Mapping[str, str]) -> Place:
     """
     arrived()
     server = ForkServer(env)
+    sleep_precisely()
     try:
         if launched_by_mpi(env):
             from smallpond_mpi.execution.transport.mpi import start  # a machine without MPI must get by without it

@@ -8,6 +8,7 @@ runs in every worker and, over the local transport, beside the scheduler in rank
 """
 
 import os
+import select
 import selectors
 import signal
 import socket
@@ -79,6 +80,7 @@ MAX_GROWTH_BYTES = 512 * MB
 READ_BYTES = 1 << 20
 SERVER_KEY = -1
 CLOSE_SECS = 5.0
+FD_SETSIZE = 1024
 
 
 class _Wire:
@@ -174,6 +176,13 @@ class ExecutorLoop:
     def filenos(self) -> list[int]:
         """What to wait on besides the transport."""
         return [self.fileno()]
+
+    def nap(self, secs: float) -> None:
+        """Sleep, to the microsecond, until a child says something or `secs` are over. What comes over the transport is seen afterwards."""
+        if self.fileno() < FD_SETSIZE:
+            select.select([self], [], [], secs)  # epoll itself knows milliseconds only
+        else:
+            time.sleep(secs)
 
     def step(self, timeout_secs: float) -> bool:
         """One turn: take in what came, wait up to `timeout_secs` for children if nothing did, carry out what follows. True if anything happened.

@@ -69,7 +69,7 @@ from smallpond_mpi.execution.scheduler.observe import Observer
 from smallpond_mpi.execution.scheduler.outputs import NamedOutputs
 from smallpond_mpi.execution.scheduler.story import error_of
 from smallpond_mpi.execution.task.base import Task
-from smallpond_mpi.execution.transport import EPOLL_SECS, PeerGone, Received, Transport, nap_secs
+from smallpond_mpi.execution.transport import PeerGone, Received, Transport, nap_secs
 from smallpond_mpi.faults import fault_point
 
 POLLING_GAP_SECS = 2.0
@@ -229,10 +229,7 @@ class SchedulerLoop:
         nap = nap_secs(now - self._last_news)
         if deadline is not None:
             nap = min(nap, max(0.0, deadline - now))
-        if nap < EPOLL_SECS:
-            time.sleep(nap)
-        elif self._executor.step(nap):
-            self._last_news = self._clock()
+        self._executor.nap(nap)
 
     def _drain(self) -> None:
         """Take everything that came while nobody listened, before any silence is judged."""

@@ -26,8 +26,6 @@ class PeerGone:
 MIN_NAP_SECS = 0.00005
 MAX_NAP_SECS = 0.010
 NAP_SHARE = 0.05
-EPOLL_SECS = 0.001
-"""The shortest sleep that a wait on file descriptors knows: shorter naps don't watch the children."""
 
 
 def nap_secs(idle_secs: float) -> float:
