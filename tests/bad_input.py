@@ -124,6 +124,24 @@ class BadInput:
         assert (inputs / "words.csv").read_text().startswith("1,one\n")
         assert [name for name in os.listdir(inputs) if "staging" in name] == []
 
+    def test_nothing_is_no_mistake(self, tmp_path: Path) -> None:
+        """No files, no items, no rows: results without rows."""
+        script = write_script(
+            tmp_path,
+            "import pyarrow as pa",
+            f"s = sp.init(data_root={str(tmp_path / 'data')!r}, progress='none')",
+            "none, empty = s.read_parquet([]), s.from_arrow(pa.table({'a': pa.array([], pa.int64())}))",
+            "print(none.count(), none.map('a').take_all(), none.repartition(3, hash_by='a').count())",
+            "print(s.from_items([]).count(), s.from_items([]).map('1 as one').take_all())",
+            "print(empty.map('a + 1 as b').to_arrow().schema.names, empty.repartition(2, hash_by='a').count())",
+            "print(s.from_items([1, 2]).filter('item > 5').map(lambda row: row).take_all())",
+            f"empty.write_parquet({str(tmp_path / 'out')!r})",
+            f"print(s.read_parquet({str(tmp_path / 'out' / '*.parquet')!r}).to_arrow().schema.names)",
+        )
+        done = self.launch([script])
+        assert done.stdout == "0 [] 0\n0 []\n['b'] 0\n[]\n['a']\n", done.stderr
+        assert done.returncode == 0
+
     # a process each
 
     @pytest.mark.parametrize("case", ENDS_THE_SCRIPT)

@@ -269,6 +269,16 @@ def partitions_as_text(session, inputs):
     session.read_parquet(f"{inputs}/good.parquet").repartition("4", hash_by="a")  # HERE
 
 
+@fails(WrongType, TypeError, says=("hash_by", "3"))
+def hash_by_a_number(session, inputs):
+    session.read_parquet(f"{inputs}/good.parquet").repartition(4, hash_by=3)  # HERE
+
+
+@fails(InvalidArgument, ValueError, says=("condition", "empty"))
+def empty_condition(session, inputs):
+    session.read_parquet(f"{inputs}/good.parquet").filter(" ")  # HERE
+
+
 @fails(InvalidArgument, ValueError, says=("hash_by", "by_rows"))
 def two_ways_to_partition(session, inputs):
     session.read_parquet(f"{inputs}/good.parquet").repartition(4, hash_by="a", by_rows=True)  # HERE
@@ -397,9 +407,34 @@ def not_a_function(session, inputs):
     session.from_items([1]).map(42)  # HERE
 
 
-@fails(InvalidArgument, ValueError, says=("batch_size", "0"))
+@fails(InvalidArgument, ValueError, says=("batch_size", "at least 1", "0"))
 def batches_of_no_rows(session, inputs):
     session.from_items([1]).map_batches(lambda table: table, batch_size=0)  # HERE
+
+
+@fails(WrongType, TypeError, says=("batch_size", "many"))
+def batches_of_many_rows(session, inputs):
+    session.from_items([1]).map_batches(lambda table: table, batch_size="many")  # HERE
+
+
+@fails(WrongType, TypeError, says=("schema", "pyarrow.Schema", "{'a': 'int'}"))
+def schema_that_is_a_dict(session, inputs):
+    session.from_items([1]).map(lambda row: row, schema={"a": "int"})  # HERE
+
+
+@fails(WrongReturnType, TypeError, says=("without columns",))
+def rows_without_columns(session, inputs):
+    session.from_items([1, 2]).map(lambda row: {}).count()  # HERE
+
+
+@fails(WrongType, TypeError, says=("timeout_secs", "soon"))
+def timeout_that_is_no_number(session, inputs):
+    session.from_items([1]).map(lambda row: row, timeout_secs="soon").count()  # HERE
+
+
+@fails(JobFailed, RuntimeError, says=("TimeoutError", "0.2 s", "failed 3 times"))
+def function_that_hangs(session, inputs):
+    session.from_items([1]).map(lambda row: time.sleep(60), timeout_secs=0.2).count()  # HERE
 
 
 # what ranks have

@@ -15,12 +15,12 @@ from typing import Literal, NoReturn
 
 import psutil
 
+from smallpond_mpi.cli.stdin import hand_over
 from smallpond_mpi.common import SmallpondError
 from smallpond_mpi.platform.binding import RANK_VARIABLES
 
 NAMES = ("mpirun", "mpiexec")
 VERSION_SECS = 20.0
-FIRST_OPEN_MPI_WITH_ULFM = 5
 OF_A_LAUNCH = (
     "PMI_",
     "PMIX_",
@@ -48,6 +48,11 @@ class Launcher:
     path: str
     kind: Kind
     major: int
+
+    @property
+    def is_open_mpi_5(self) -> bool:
+        """Open MPI with ULFM, and with PRRTE's mpirun."""
+        return self.kind == "Open MPI" and self.major >= 5
 
 
 def find_launcher(env: Mapping[str, str]) -> Launcher:
@@ -124,10 +129,9 @@ def settings(launcher: Launcher, n: int, *, is_root: bool, cores: int) -> dict[s
     return needed
 
 
-def command(launcher: Launcher, n: int, arguments: Sequence[str], *, ulfm: bool) -> list[str]:
-    """The command line that runs `smallpond-mpi arguments…` on n ranks."""
-    tolerant = launcher.kind == "Open MPI" and launcher.major >= FIRST_OPEN_MPI_WITH_ULFM and ulfm
-    options = ["--with-ft", "ulfm"] if tolerant else []
+def command(launcher: Launcher, n: int, arguments: Sequence[str], *, ulfm: bool, own_stdin: bool) -> list[str]:
+    """The command line that runs `smallpond-mpi arguments…` on n ranks. With `own_stdin` rank 0 does without the launcher's."""
+    options = [*(["--with-ft", "ulfm"] if ulfm else []), *(["--stdin", "none"] if own_stdin else [])]
     return [launcher.path, *options, "-n", str(n), sys.executable, "-m", "smallpond_mpi", *arguments]
 
 
@@ -149,6 +153,8 @@ def launch(n: int, arguments: Sequence[str], env: Mapping[str, str], *, ulfm: bo
     cores = usable_cores() * (int(nodes) if nodes.isdigit() else 1)
     clean = outside_launch(env)
     needed = settings(launcher, n, is_root=os.geteuid() == 0, cores=cores)
+    own_stdin = launcher.is_open_mpi_5 and hand_over(clean)
+    line = command(launcher, n, arguments, ulfm=ulfm and launcher.is_open_mpi_5, own_stdin=own_stdin)
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(launcher.path, command(launcher, n, arguments, ulfm=ulfm), {**needed, **clean})
+    os.execve(launcher.path, line, {**needed, **clean})

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 from smallpond_mpi import forgotten
+from smallpond_mpi.cli.stdin import take_over
 from smallpond_mpi.platform.binding import launched_by_mpi, launched_size
 
 ExitCode = int | str | None
@@ -22,6 +23,7 @@ INTERRUPTED = 130
 def run(script: str, args: Sequence[str], env: Mapping[str, str]) -> ExitCode:
     """Run a script to its end; its exit code. To leave other ranks without work is an error."""
     pid = os.getpid()
+    take_over(env)
     if os.path.isfile(script):
         code = execute(script, args)
     else:
@@ -39,14 +41,14 @@ def execute(script: str, args: Sequence[str]) -> ExitCode:
     path = os.path.abspath(script)
     main = ModuleType("__main__")
     main.__dict__.update(
-        __file__=script, __builtins__=builtins, __loader__=importlib.machinery.SourceFileLoader("__main__", path)
+        __file__=path, __builtins__=builtins, __loader__=importlib.machinery.SourceFileLoader("__main__", path)
     )
     sys.modules["__main__"] = main
     sys.argv = [script, *args]
-    sys.path[0] = os.path.dirname(os.path.realpath(script))
+    sys.path[0] = os.path.dirname(os.path.realpath(path))
     try:
         with io.open_code(path) as file:
-            code = compile(file.read(), script, "exec", dont_inherit=True)
+            code = compile(file.read(), path, "exec", dont_inherit=True)
         exec(code, main.__dict__)
     except SystemExit as leaving:
         return leaving.code
