@@ -22,6 +22,8 @@ POINTS = (
     # a child: results are collected, then published, as a directory or file by file
     "publish.collected",
     "publish.staged",
+    "publish.replace",
+    "publish.aside",
     "publish.file",
     "publish.manifest",
     "publish.done",

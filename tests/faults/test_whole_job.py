@@ -18,7 +18,7 @@ ALONE_AND_MPI = [
 ]
 KILLS = 30
 KILLS_A_JOB = 6
-TASKS = 36
+TASKS = 32
 """Nearly all of what the pipeline's children do: the last ones are left to the steps below."""
 
 
@@ -49,14 +49,21 @@ def test_killed_at_any_moment(job: Callable[..., Job], ranks: int) -> None:
     seed = 4711 + ranks
     print("seed", seed)
     rng = random.Random(seed)
+    n_checked = 0
     for _ in range(KILLS // KILLS_A_JOB):
         one = job(ranks=ranks)
+        had_ended = False
         with Watcher(one.output):
             for progress in sorted(rng.choices(range(TASKS), k=KILLS_A_JOB)):
                 start_and_kill(one, progress, rng)
+                # On a fast machine the last kill may find a job that is over and only about to leave: then it begins anew.
+                had_ended |= one.has_ended()
             one.run_to_success()
         one.check_result()
-        one.check_accepted_once()
+        if not had_ended:
+            one.check_accepted_once()
+            n_checked += 1
+    assert n_checked >= 3, f"only {n_checked} jobs were killed before their end each time"
 
 
 # Which time that a process gets there, where it does so more than once, and whether the output path exists before.
@@ -85,8 +92,11 @@ STEPS = [
 ]
 
 
+REPLACING = {"publish.replace", "publish.aside"}
+
+
 def test_every_step_is_killed_at() -> None:
-    assert {step.partition(":")[0] for step, _ in STEPS} == set(POINTS)
+    assert {step.partition(":")[0] for step, _ in STEPS} | REPLACING == set(POINTS)
 
 
 # Under mpirun the steps of a child are those of another process than rank 0's own children; rank 0 does nothing else than alone.
@@ -127,3 +137,15 @@ def die_at(step: str, exists: bool, one: Job) -> None:
     one.check_result()
     if not had_ended:  # then it began anew
         one.check_accepted_once()
+
+
+@pytest.mark.parametrize("step", ["publish.staged", "publish.replace", "publish.done", "publish.accepted"])
+def test_killed_while_a_result_is_replaced(job: Callable[..., Job], step: str) -> None:
+    """A finished job that runs anew replaces its result: readers see the one or the other, whole."""
+    one = job()
+    with Watcher(one.output):
+        one.run_to_success()
+        assert one.run(SP_FAULT_POINT=step) != 0
+        one.wait_until_gone()
+        one.run_to_success()
+    one.check_result()

@@ -5,23 +5,33 @@
                               v
                         DataSinkTask(type=link_manifest | manifest)    one: publishes
 
-An output path that does not exist appears by one rename of a directory. Into one that exists files are renamed, the manifest last. What lies
-in staging stays there until the publishing attempt is accepted: a repeat finds it and does the same again.
+How files take their place is told in publish.py. What lies in staging stays there until the publishing attempt is accepted: a repeat finds it
+and does the same again.
 """
 
 import contextlib
-import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Literal
 
-from smallpond_mpi.common import InvalidArgument, OutputExists, OutputUnusable
+from smallpond_mpi.common import InvalidArgument
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
+from smallpond_mpi.execution.task.publish import (
+    MANIFEST_FILENAME,
+    check_can_be_made,
+    check_no_foreign_files,
+    distinct_names,
+    publish,
+    write_mark,
+    write_text,
+)
 from smallpond_mpi.faults import fault_point
+from smallpond_mpi.io.exchange import is_mount_point, sync
+from smallpond_mpi.io.resolve import is_url
 
 if TYPE_CHECKING:
     from smallpond_mpi.logical.dataset import DataSet
@@ -38,7 +48,7 @@ class DataSinkTask(Task):
     where they are. A dataset that is not whole Parquet files (rows of a file, slices of a shuffle) is written out.
     """
 
-    manifest_filename = ".MANIFEST.txt"
+    manifest_filename = MANIFEST_FILENAME
 
     def __init__(
         self,
@@ -89,9 +99,9 @@ class DataSinkTask(Task):
 
     @property
     def _sink_staging(self) -> str:
-        """Where files wait to be published, on the same file system: beside the output path, or inside if that was there before."""
+        """Where files wait to be published, on the same file system: beside the output path, or inside where that can't be."""
         beside, inside = self._stagings
-        return inside if os.path.isdir(self.output_path) and not os.path.isdir(beside) else beside
+        return inside if _must_stage_inside(self.output_path) and not os.path.isdir(beside) else beside
 
     @property
     def _stagings(self) -> tuple[str, str]:
@@ -141,7 +151,7 @@ class DataSinkTask(Task):
 
     def check_before_run(self) -> None:
         if self.publishes:
-            check_no_foreign_files(self.output_path, str(self.ctx.job_id), self.manifest_filename)
+            check_no_foreign_files(self.output_path, str(self.ctx.job_id))
             check_can_be_made(self.output_path)
 
     # collecting
@@ -170,22 +180,21 @@ class DataSinkTask(Task):
     def _place(self, source: str, target: str) -> None:
         with contextlib.suppress(FileNotFoundError):  # left by an attempt of the same name: a replay by hand
             os.unlink(target)
-        if self.type == "copy":
+        if self.type == "copy" or not _link(source, target):
+            self._copy_or_point_to(source, target)
+        sync(target)
+
+    def _copy_or_point_to(self, source: str, target: str) -> None:
+        """Where no hard link can be. What goes with the job must be copied."""
+        if self.type in ("copy", "link_or_copy") or source.startswith(self.ctx.job_root + os.sep):
             shutil.copyfile(source, target)
-            return
-        try:
-            os.link(os.path.realpath(source), target)
-        except OSError:  # another mount, or a file system without hard links
-            if self.type == "link_or_copy":
-                shutil.copyfile(source, target)
-            else:
-                os.symlink(source, target)
+        else:
+            os.symlink(source, target)
 
     # publishing
 
     def _publish(self, dataset: "DataSet") -> None:
         """Make the files of `dataset` appear under the output path, and the manifest after them."""
-        check_no_foreign_files(self.output_path, str(self.ctx.job_id), self.manifest_filename)
         self.obsolete_paths = list(self._stagings)
         placed: dict[str, str] = {}
         final: list[str] = []
@@ -201,142 +210,44 @@ class DataSinkTask(Task):
         os.makedirs(stage)
         for name, source in placed.items():
             _second_name(source, os.path.join(stage, name))
-        marked = [name for name in placed if str(self.ctx.job_id) not in name]
+        job_id = str(self.ctx.job_id)
+        marked = [name for name in placed if job_id not in name]
         if marked:
-            _write(os.path.join(stage, _mark(str(self.ctx.job_id))), json.dumps(marked))
-        _write(os.path.join(stage, self.manifest_filename), "".join(f"{path}\n" for path in final))
+            write_mark(stage, job_id, marked)
+        write_text(os.path.join(stage, self.manifest_filename), "".join(f"{path}\n" for path in final))
         fault_point("publish.staged")
-        if not self._publish_directory(stage):
-            self._publish_files(stage, placed)
-        fault_point("publish.done")
+        publish(stage, self.output_path, job_id)
         self.dataset = dataset.renamed(final)
 
-    def _publish_directory(self, stage: str) -> bool:
-        """One rename, if there is nothing at the output path."""
-        if os.path.lexists(self.output_path):
-            return False
-        try:
-            os.rename(stage, self.output_path)
-        except OSError:
-            if not os.path.isdir(self.output_path):
-                raise
-            return False  # somebody made the directory in the meantime
-        return True
 
-    def _publish_files(self, stage: str, placed: dict[str, str]) -> None:
-        """File by file into a directory that is there, the manifest last; then what an earlier result of this job had besides goes."""
-        mark = _mark(str(self.ctx.job_id))
-        earlier = set(_listed(self.manifest_path))
-        if os.path.exists(os.path.join(stage, mark)):
-            os.replace(os.path.join(stage, mark), os.path.join(self.output_path, mark))
-        for name in placed:
-            os.replace(os.path.join(stage, name), os.path.join(self.output_path, name))
-            fault_point("publish.file")
-        os.replace(os.path.join(stage, self.manifest_filename), self.manifest_path)
-        fault_point("publish.manifest")
-        for path in earlier - set(_listed(self.manifest_path)):
-            if os.path.dirname(path) == self.output_path:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
+def _must_stage_inside(output_path: str) -> bool:
+    """Whether nothing can be renamed from beside the path to it: it is a link, something is mounted there, or the place beside is not ours."""
+    return os.path.isdir(output_path) and (
+        os.path.islink(output_path)
+        or is_mount_point(output_path)
+        or not os.access(os.path.dirname(output_path), os.W_OK | os.X_OK)
+    )
+
+
+def _link(source: str, target: str) -> bool:
+    """A hard link. False for another mount, or a file system without them."""
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:
+        return False
+    return True
 
 
 def _is_of_whole_files(dataset: "DataSet") -> bool:
-    """Whether the files of a dataset are its rows: not a part of a file's rows or columns."""
+    """Whether the files of a dataset are its rows, and can be linked: not a part of a file's rows or columns, not on another system."""
     from smallpond_mpi.logical.dataset import ParquetDataSet
+
+    if any(map(is_url, dataset.paths)):
+        return False
 
     if not isinstance(dataset, ParquetDataSet):
         return True
     return dataset.columns is None and dataset.generated_columns is None and dataset.is_of_whole_files
-
-
-def distinct_names(paths: Sequence[str]) -> list[str]:
-    """File names, kept unless two are alike: then the later ones get a number before their suffix."""
-    taken: set[str] = set()
-    names: list[str] = []
-    for path in paths:
-        name = base = os.path.basename(path)
-        number = 0
-        while name in taken:
-            number += 1
-            stem, suffix = os.path.splitext(base)
-            name = f"{stem}.{number}{suffix}"
-        taken.add(name)
-        names.append(name)
-    return names
-
-
-def check_no_foreign_files(
-    output_path: str, job_id: str, manifest_filename: str = DataSinkTask.manifest_filename
-) -> None:
-    """Refuse an output path that holds anything which this job did not put there.
-
-    Raises:
-        OutputExists: naming the path and some of what is there.
-    """
-    if not os.path.lexists(output_path):
-        return
-    if not os.path.isdir(output_path):
-        raise OutputExists(f"output path {output_path} is a file: give a directory, or one that does not exist yet")
-    foreign = sorted(_foreign_entries(output_path, job_id, manifest_filename))
-    if foreign:
-        shown = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
-        raise OutputExists(
-            f"output path {output_path} holds files that this job did not write ({shown}): remove them or give another path"
-        )
-
-
-def check_can_be_made(output_path: str) -> None:
-    """Raise OutputUnusable if there is no way to make files at the output path: a file stands in the way, or it may not be written to."""
-    existing = output_path
-    while not os.path.lexists(existing) and existing != os.path.dirname(existing):
-        existing = os.path.dirname(existing)
-    if not os.path.isdir(existing):
-        raise OutputUnusable(
-            f"output path {output_path} can't be made: {existing} is not a directory; give another path"
-        )
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise OutputUnusable(
-            f"output path {output_path} can't be made: {existing} can't be written to; give another path, or ask for the right to write there"
-        )
-
-
-def _foreign_entries(directory: str, job_id: str, manifest_filename: str) -> Iterator[str]:
-    with os.scandir(directory) as entries:
-        present = {entry.name: entry for entry in entries}
-    ours: set[str] = {".staging"}
-    if _mark(job_id) in present:
-        with open(present[_mark(job_id)].path) as file:
-            ours.update(json.load(file))
-    data = {name for name in present if name not in ours and name != manifest_filename and job_id not in name}
-    for name in data:
-        entry = present[name]
-        if not (entry.is_dir(follow_symlinks=False) and _holds_only_ours(entry.path, job_id)):
-            yield name
-    if (
-        manifest_filename in present
-        and len(present) == 1
-        and any(job_id not in path for path in _listed(present[manifest_filename].path))
-    ):
-        yield manifest_filename
-
-
-def _holds_only_ours(directory: str, job_id: str) -> bool:
-    """Whether a node's output directory ({name}/{job_id}.{attempt}) holds results of this job alone."""
-    names = os.listdir(directory)
-    return bool(names) and all(job_id in name for name in names)
-
-
-def _mark(job_id: str) -> str:
-    """A file that lists what a job put into a directory under names that don't tell."""
-    return f".published-by-{job_id}"
-
-
-def _listed(manifest: str) -> Iterable[str]:
-    try:
-        with open(manifest) as file:
-            return file.read().splitlines()
-    except FileNotFoundError:
-        return ()
 
 
 def _second_name(source: str, target: str) -> None:
@@ -348,10 +259,3 @@ def _second_name(source: str, target: str) -> None:
             os.symlink(os.readlink(source), target)
         else:
             shutil.copyfile(source, target)
-
-
-def _write(path: str, text: str) -> None:
-    with open(path, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

@@ -1,0 +1,238 @@
+"""How a directory of staged files takes its place at the user's output path.
+
+    nothing there                    one rename of the directory
+    an earlier result of this job    the two directories change places
+    a directory that was there       files by rename, the manifest last
+    anything of others               an error
+
+A repeat, after a death at any step, does the same again: the files keep their names.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+
+from smallpond_mpi.common import OutputExists, OutputUnusable
+from smallpond_mpi.faults import fault_point
+from smallpond_mpi.io.exchange import exchange, sync
+
+MANIFEST_FILENAME = ".MANIFEST.txt"
+
+
+def publish(stage: str, output_path: str, job_id: str) -> None:
+    """Make what lies in `stage` (files, the manifest, perhaps a mark) the content of the output path.
+
+    Raises:
+        OutputExists: files of others are there.
+    """
+    sync(stage)
+    if not _appear(stage, output_path):
+        check_no_foreign_files(output_path, job_id)
+        if not _replace_earlier(stage, output_path):
+            _move_in(stage, output_path, job_id)
+    sync(os.path.dirname(output_path))
+    fault_point("publish.done")
+
+
+def _appear(stage: str, output_path: str) -> bool:
+    """One rename, if there is nothing at the output path."""
+    if os.path.lexists(output_path):
+        return False
+    try:
+        os.rename(stage, output_path)
+    except OSError:
+        if not os.path.isdir(output_path):
+            raise
+        return False  # somebody made the directory in the meantime
+    return True
+
+
+def _replace_earlier(stage: str, output_path: str) -> bool:
+    """Change places with an earlier whole result of this job. False if there is none, or it is this very one."""
+    earlier = listed(os.path.join(output_path, MANIFEST_FILENAME))
+    if not earlier or earlier == listed(os.path.join(stage, MANIFEST_FILENAME)):
+        return False
+    if stage.startswith(output_path + os.sep) or not _has_files(stage):
+        return False
+    shutil.copystat(output_path, stage)
+    fault_point("publish.replace")
+    if not exchange(stage, output_path):
+        aside = f"{stage}.earlier"
+        os.rename(output_path, aside)
+        fault_point("publish.aside")
+        os.rename(stage, output_path)
+    return True
+
+
+def _has_files(stage: str) -> bool:
+    """Whether anything but a manifest is published: a manifest alone may lie beside what it lists."""
+    return any(name != MANIFEST_FILENAME for name in os.listdir(stage))
+
+
+def _move_in(stage: str, output_path: str, job_id: str) -> None:
+    """File by file, the manifest last. What other files this job left there, whole results or parts of them, goes."""
+    mark = mark_of(job_id)
+    names = [name for name in sorted(os.listdir(stage)) if name not in (MANIFEST_FILENAME, mark)]
+    before = _own_files(output_path, job_id)
+    if names:
+        _mark_published(stage, output_path, job_id, before)
+    manifest = os.path.join(output_path, MANIFEST_FILENAME)
+    had_result = os.path.exists(manifest)
+    obsolete = before - set(names) if names else set()
+    if not had_result:
+        _remove(output_path, obsolete)
+    for name in names:
+        os.replace(os.path.join(stage, name), os.path.join(output_path, name))
+        fault_point("publish.file")
+    os.replace(os.path.join(stage, MANIFEST_FILENAME), manifest)
+    fault_point("publish.manifest")
+    if had_result:
+        _remove(output_path, obsolete)
+    sync(output_path)
+
+
+def _mark_published(stage: str, output_path: str, job_id: str, before: set[str]) -> None:
+    """The mark goes first: what it names is known for this job's from then on, and what an earlier mark named still is."""
+    mark = mark_of(job_id)
+    path = os.path.join(stage, mark)
+    if os.path.exists(path):
+        with open(path) as file:
+            names: list[str] = json.load(file)
+        write_mark(stage, job_id, sorted({*names, *(name for name in before if job_id not in name)}))
+        os.replace(path, os.path.join(output_path, mark))
+
+
+def _remove(directory: str, names: Iterable[str]) -> None:
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(directory, name))
+
+
+def _own_files(directory: str, job_id: str) -> set[str]:
+    """Files of this job (not directories, which are those of nodes with an output name)."""
+    marked = set(marked_names(directory, job_id))
+    with os.scandir(directory) as entries:
+        return {
+            entry.name
+            for entry in entries
+            if entry.name not in (MANIFEST_FILENAME, mark_of(job_id))
+            and (entry.name in marked or job_id in entry.name)
+            and not entry.is_dir(follow_symlinks=False)
+        }
+
+
+# names
+
+
+def distinct_names(paths: Sequence[str]) -> list[str]:
+    """File names, kept unless two are alike: then the later ones get a number before their suffix."""
+    bases = [os.path.basename(path) for path in paths]
+    taken = set(bases)
+    used: set[str] = set()
+    numbers: dict[str, int] = {}
+    names: list[str] = []
+    for base in bases:
+        name = base
+        while name in used:
+            stem, suffix = os.path.splitext(base)
+            numbers[base] = number = numbers.get(base, 0) + 1
+            name = f"{stem}.{number}{suffix}"
+            if name in taken:  # the name of a file that comes later
+                name = base
+        used.add(name)
+        names.append(name)
+    return names
+
+
+def mark_of(job_id: str) -> str:
+    """A file that lists what a job put into a directory under names that don't tell."""
+    return f".published-by-{job_id}"
+
+
+def write_mark(directory: str, job_id: str, names: Sequence[str]) -> None:
+    write_text(os.path.join(directory, mark_of(job_id)), json.dumps(names))
+
+
+def marked_names(directory: str, job_id: str) -> list[str]:
+    """What the mark in a directory lists; nothing if there is none."""
+    try:
+        with open(os.path.join(directory, mark_of(job_id))) as file:
+            names: list[str] = json.load(file)
+            return names
+    except FileNotFoundError:
+        return []
+
+
+def listed(manifest: str) -> list[str]:
+    """The paths in a manifest; none if it is not there."""
+    try:
+        with open(manifest) as file:
+            return file.read().splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def write_text(path: str, text: str) -> None:
+    """A small file that stays."""
+    with open(path, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+# checks before anything runs
+
+
+def check_no_foreign_files(output_path: str, job_id: str) -> None:
+    """Refuse an output path that holds anything which this job did not put there.
+
+    Raises:
+        OutputExists: naming the path and some of what is there.
+    """
+    if not os.path.lexists(output_path):
+        return
+    if not os.path.isdir(output_path):
+        raise OutputExists(f"output path {output_path} is a file: give a directory, or one that does not exist yet")
+    foreign = sorted(_foreign_entries(output_path, job_id))
+    if foreign:
+        shown = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
+        raise OutputExists(
+            f"output path {output_path} holds files that this job did not write ({shown}): remove them or give another path"
+        )
+
+
+def check_can_be_made(output_path: str) -> None:
+    """Raise OutputUnusable if there is no way to make files at the output path: a file stands in the way, or it may not be written to."""
+    existing = output_path
+    while not os.path.lexists(existing) and existing != os.path.dirname(existing):
+        existing = os.path.dirname(existing)
+    if not os.path.isdir(existing):
+        raise OutputUnusable(
+            f"output path {output_path} can't be made: {existing} is not a directory; give another path"
+        )
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputUnusable(
+            f"output path {output_path} can't be made: {existing} can't be written to; give another path, or ask for the right to write there"
+        )
+
+
+def _foreign_entries(directory: str, job_id: str) -> Iterator[str]:
+    with os.scandir(directory) as entries:
+        present = {entry.name: entry for entry in entries}
+    ours = {".staging", *marked_names(directory, job_id)}
+    data = {name for name in present if name not in ours and name != MANIFEST_FILENAME and job_id not in name}
+    for name in data:
+        entry = present[name]
+        if not (entry.is_dir(follow_symlinks=False) and _holds_only_ours(entry.path, job_id)):
+            yield name
+    is_alone = MANIFEST_FILENAME in present and len(present) == 1
+    if is_alone and any(job_id not in path for path in listed(present[MANIFEST_FILENAME].path)):
+        yield MANIFEST_FILENAME
+
+
+def _holds_only_ours(directory: str, job_id: str) -> bool:
+    """Whether a node's output directory ({name}/{job_id}.{attempt}) holds results of this job alone."""
+    names = os.listdir(directory)
+    return bool(names) and all(job_id in name for name in names)
