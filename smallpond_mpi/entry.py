@@ -15,6 +15,7 @@ from smallpond_mpi.common import InvalidArgument, SmallpondError
 from smallpond_mpi.config import Config
 from smallpond_mpi.execution.model import SCHEDULER_RANK
 from smallpond_mpi.execution.worker import arrive
+from smallpond_mpi.platform.process import die_with_parent
 
 PACKAGE_DIR = os.path.dirname(os.path.abspath(__file__)) + os.sep
 LIBRARY_DIR = os.path.dirname(os.__file__) + os.sep
@@ -48,6 +49,8 @@ def open_session(load_class: Callable[[], Any], load_config: Callable[[], Config
     place = arrive(env)
     if place.rank != SCHEDULER_RANK:
         place.serve()
+    if place.transport is not None:
+        end_with_launcher()
     try:
         config = load_config()
         _session = load_class()(config=config, place=place)
@@ -83,6 +86,20 @@ def install_hooks() -> None:
     atexit.register(_shut_down_at_exit)
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _on_sigterm)
+
+
+def end_with_launcher() -> None:
+    """A launcher that dies is a SIGTERM: who killed it meant the job, and may start that again at once."""
+    launcher = os.getppid()
+
+    def on_death(signum: int, frame: FrameType | None) -> None:
+        if os.getppid() != launcher:  # the signal comes for the end of a mere thread of the launcher too
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(LAUNCHER_DIED, on_death)
+    die_with_parent(LAUNCHER_DIED)
+    if os.getppid() != launcher:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:

@@ -1,5 +1,6 @@
 """Whole clusters in virtual time: the stories that single events don't tell."""
 
+import gc
 from random import Random
 
 import pytest
@@ -8,7 +9,7 @@ from smallpond_mpi.common import GB
 from smallpond_mpi.execution.model import Rank, SpecKind, TaskId, TaskRuntimeId
 from smallpond_mpi.execution.scheduler import trace
 from smallpond_mpi.execution.scheduler.commands import FinishJob, StartAttempt, StopRank
-from smallpond_mpi.execution.scheduler.core import Policy
+from smallpond_mpi.execution.scheduler.core import Policy, SchedulerCore
 from smallpond_mpi.execution.scheduler.events import AttemptEnded
 from smallpond_mpi.testing import (
     Faults,
@@ -154,6 +155,18 @@ def test_the_event_trace_of_a_job_gives_the_same_commands_again(tmp_path) -> Non
         assert replay(trace.read(lines), check=True) == cluster.commands
     torn = path.read_text()[:-5].splitlines(keepends=True)
     assert len(list(trace.read(torn))) == len(cluster.trace) - 1
+
+
+def test_the_core_leaves_nothing_to_the_garbage_collector() -> None:
+    faults = Faults(exception=0.02, signal=0.02, slow=0.02)
+    dies = RankFault(2.0, Rank(1), RankFaultKind.DIES)
+    cluster = SimCluster([rank(3)] * 5, seed=13, faults=faults, rank_faults=[dies])
+    cluster.run_job(layered([60, 30]))
+    core = SchedulerCore(epoch=0)
+    gc.collect()
+    for event, now in cluster.trace:
+        core.handle(event, now)
+    assert gc.collect() == 0
 
 
 def test_a_job_of_every_kind_on_a_lone_rank_without_workers() -> None:

@@ -1,11 +1,15 @@
 """The error that the user sees when a task was given up: what is wrong first, then which task, which line of the script, where it ran, what it printed."""
 
+import os
 from collections.abc import Sequence
 
+from smallpond_mpi import common
 from smallpond_mpi.common import BadInput, DataRootUnusable, JobFailed, SmallpondError
 from smallpond_mpi.execution.model import Failure
 from smallpond_mpi.execution.payload import exception_of
 from smallpond_mpi.execution.task.base import Task
+
+OUR_FRAME = f'  File "{os.path.dirname(os.path.abspath(common.__file__))}{os.sep}'
 
 
 def error_of(task: Task, failures: Sequence[Failure], reason: str, log_path: str = "") -> SmallpondError:
@@ -25,7 +29,7 @@ def error_of(task: Task, failures: Sequence[Failure], reason: str, log_path: str
             lines.append(f"given up: {reason}")
         lines.append(last.traceback.rstrip())
     if last.log_tail.strip():
-        lines.append(f"the end of what it printed ({log_path}):\n{last.log_tail.rstrip()}")
+        lines.append(f"the end of what it printed ({log_path}):\n{_without_our_frames(last.log_tail)}")
     text = "\n".join(filter(None, lines))
     return type(own)(text) if kept else JobFailed(text)
 
@@ -49,3 +53,8 @@ def _outcome(task: Task, failures: Sequence[Failure]) -> str:
     on = f" on rank {last.rank} ({last.host})" if last.rank >= 0 else ""
     times = f"failed {len(failures)} times, at last" if len(failures) > 1 else "failed"
     return f"  {described(task)} {times}{on}"
+
+
+def _without_our_frames(log_tail: str) -> str:
+    """What a task printed, less the frames of this package in the dump of a task that was ended: the user's own tell where it was."""
+    return "".join(line for line in log_tail.splitlines(keepends=True) if not line.startswith(OUR_FRAME)).rstrip()

@@ -22,7 +22,9 @@ class DataSourceNode(Node):
 
     def __init__(self, ctx: Context, dataset: "DataSet") -> None:
         super().__init__(ctx, ())
-        if not hasattr(type(dataset), "resolved_paths"):  # asked of the class: an object would go and look for its files
+        if not hasattr(
+            type(dataset), "resolved_paths"
+        ):  # asked of the class: an object would go and look for its files
             raise self.invalid(f"dataset must be a DataSet, not {type(dataset).__name__}")
         self.dataset = dataset
 

@@ -1,0 +1,111 @@
+"""The main job: real flights, checked against DuckDB by the demo itself, on any number of ranks and while its children are killed."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from tests.launch import clean_env, launcher, mpirun
+
+pytestmark = [pytest.mark.mpi, pytest.mark.skipif(launcher() is None, reason="no mpirun beside this python")]
+
+DEMO = [sys.executable, "-m", "smallpond_mpi", "demo"]
+ROOT = Path(__file__).parents[2]
+N_FLIGHTS = 336_776
+
+
+def demo(ranks: int, keep: Path) -> subprocess.CompletedProcess[str]:
+    command = [*DEMO, "-n", str(ranks), "--keep", str(keep)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=200, env=clean_env(), stdin=subprocess.DEVNULL
+    )
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `demo --keep` leaves behind."""
+    directory = tmp_path_factory.mktemp("demo")
+    done = demo(1, directory)
+    assert done.returncode == 0, done.stderr
+    return directory
+
+
+def rows_of(directory: Path) -> int:
+    return sum(pq.read_metadata(path).num_rows for path in directory.glob("*.parquet"))
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_the_answer_is_duckdbs(tmp_path: Path, ranks: int) -> None:
+    done = demo(ranks, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "equal to DuckDB's answer" in done.stdout
+    assert rows_of(tmp_path / "output" / "flights") == N_FLIGHTS
+
+
+def test_the_example_is_a_script(kept: Path, tmp_path: Path) -> None:
+    done = mpirun(
+        3,
+        [sys.executable, str(ROOT / "examples" / "flights.py"), str(kept / "data"), str(tmp_path / "out")],
+        env={"SP_DATA_ROOT": str(tmp_path / "root")},
+    )
+    assert done.returncode == 0, done.stderr
+    assert rows_of(tmp_path / "out" / "flights") == N_FLIGHTS
+    assert rows_of(tmp_path / "out" / "airlines") == rows_of(kept / "output" / "airlines")
+
+
+def busy_children(launcher_pid: int) -> list[psutil.Process]:
+    """Children of fork servers below a launcher that have used the CPU since they were last asked for it."""
+    found = []
+    for process in psutil.Process(launcher_pid).children(recursive=True):
+        try:
+            parent = process.parent()
+            is_child = parent is not None and "forkserver" in " ".join(parent.cmdline()) and parent.parent() is not None
+            if is_child and process.status() == psutil.STATUS_RUNNING:
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_the_answer_is_duckdbs_while_children_are_killed(tmp_path: Path, ranks: int) -> None:
+    """SIGKILL every 200 ms to a child that is at work, whatever it does; the job may give no task up for it."""
+    seed = 4711 + ranks
+    rng = random.Random(seed)
+    process = subprocess.Popen(
+        [*DEMO, "-n", str(ranks), "--keep", str(tmp_path)],
+        env=clean_env(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    killed: Counter[str] = Counter()
+    deadline = time.monotonic() + 150
+    # As many as can't make one task fail three times but by a chance of one in thousands: tasks here last 10 to 400 ms.
+    while process.poll() is None and killed.total() < 20 and time.monotonic() < deadline:
+        try:
+            victims = busy_children(process.pid)
+        except psutil.NoSuchProcess:
+            break
+        if victims:
+            victim = rng.choice(victims)
+            try:
+                victim.send_signal(signal.SIGKILL)
+            except psutil.NoSuchProcess:
+                continue
+            killed["child"] += 1
+            time.sleep(0.2)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, f"seed {seed}, {killed.total()} kills:\n{err}"
+    assert killed.total() >= 5, f"only {killed.total()} could be killed"
+    assert "equal to DuckDB's answer" in out
+    assert rows_of(tmp_path / "output" / "flights") == N_FLIGHTS
