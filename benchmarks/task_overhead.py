@@ -10,7 +10,6 @@ machine is shared), ratios are of these.
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -39,7 +38,9 @@ def ours(count: int, with_file: bool) -> dict[str, float]:
 
             from smallpond_mpi.logical.dataset import ParquetDataSet
 
-            self.dataset = ParquetDataSet.create_from(pa.table({"id": [int(self.id)]}), self.runtime_output_abspath, self.output_filename)
+            self.dataset = ParquetDataSet.create_from(
+                pa.table({"id": [int(self.id)]}), self.runtime_output_abspath, self.output_filename
+            )
             return True
 
     with tempfile.TemporaryDirectory() as root:
@@ -76,7 +77,10 @@ def futures(count: int) -> dict[str, float]:
     with MPIPoolExecutor() as pool:
         pool.submit(_nothing, 0).result()
         begin = time.perf_counter()
-        assert sum(future.result() for future in [pool.submit(_nothing, number) for number in range(count)]) == count * (count - 1) // 2
+        assert (
+            sum(future.result() for future in [pool.submit(_nothing, number) for number in range(count)])
+            == count * (count - 1) // 2
+        )
         return {"tasks_per_s": count / (time.perf_counter() - begin)}
 
 
@@ -109,7 +113,15 @@ def bare(count: int) -> dict[str, float] | None:
 def measure(contender: str, count: int) -> dict[str, float]:
     """One round of one contender, in a world of its own."""
     with tempfile.NamedTemporaryFile("r", suffix=".json") as result:
-        args = [sys.executable, *(["-m", "mpi4py.futures"] if contender == "futures" else []), str(HERE), "--as", contender, str(count), result.name]
+        args = [
+            sys.executable,
+            *(["-m", "mpi4py.futures"] if contender == "futures" else []),
+            str(HERE),
+            "--as",
+            contender,
+            str(count),
+            result.name,
+        ]
         begin = time.time()
         run = mpirun(3, args, timeout=300)
         if run.returncode:
@@ -135,11 +147,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
     parser.add_argument("--small", action="store_true", help="a run of seconds, for CI: the figures mean little")
-    parser.add_argument("--as", dest="contender", nargs=3, metavar=("CONTENDER", "COUNT", "FILE"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--as", dest="contender", nargs=3, metavar=("CONTENDER", "COUNT", "FILE"), help=argparse.SUPPRESS
+    )
     args = parser.parse_args()
     if args.contender:
         name, count, path = args.contender
-        kinds = {"ours": lambda n: ours(n, False), "ours_file": lambda n: ours(n, True), "futures": futures, "bare": bare}
+        kinds = {
+            "ours": lambda n: ours(n, False),
+            "ours_file": lambda n: ours(n, True),
+            "futures": futures,
+            "bare": bare,
+        }
         measured = kinds[name](int(count))
         if measured is not None:
             Path(path).write_text(json.dumps(measured))
@@ -168,10 +187,14 @@ def main() -> None:
         print(json.dumps(figures | {"targets": TARGETS, "count": count, "cpus": os.cpu_count()}))
         return
     print(f"no-op tasks, 2 workers, {count:,} tasks, best of {rounds} rounds")
-    print(f"  smallpond_mpi            {figures['tasks_per_s']:>10,.0f} tasks/s   ({figures['ratio_to_futures']:.2f} x mpi4py.futures, to reach 2; {figures['ratio_to_bare']:.2f} x bare)")
+    print(
+        f"  smallpond_mpi            {figures['tasks_per_s']:>10,.0f} tasks/s   ({figures['ratio_to_futures']:.2f} x mpi4py.futures, to reach 2; {figures['ratio_to_bare']:.2f} x bare)"
+    )
     print(f"  mpi4py.futures           {figures['futures_tasks_per_s']:>10,.0f} tasks/s")
     print(f"  bare mpi4py              {figures['bare_tasks_per_s']:>10,.0f} tasks/s")
-    print(f"  with a Parquet file each {figures['with_file_tasks_per_s']:>10,.0f} tasks/s   ({figures['with_file_ratio_to_futures']:.2f} x mpi4py.futures without)")
+    print(
+        f"  with a Parquet file each {figures['with_file_tasks_per_s']:>10,.0f} tasks/s   ({figures['with_file_ratio_to_futures']:.2f} x mpi4py.futures without)"
+    )
     print(f"  round trip of one task   {figures['round_trip_ms']:>10.2f} ms")
     print(f"  start to first task      {figures['first_task_s']:>10.2f} s beyond `mpirun -n 4 true`")
 
