@@ -25,6 +25,9 @@ from tests.launch import clean_env, is_open_mpi, mpirun_command
 
 PROGRAM = Path(__file__).with_name("bad_input_program.py")
 PACKAGE = re.compile(r'File "[^"]*/smallpond_mpi/')
+NOT_STARTED = "The PMIx server's listener thread failed to start"
+"""Open MPI's mpirun says this now and then when several of them start at one time on a machine, and has started nothing."""
+LAUNCHER_STARTS = 3
 TIMEOUT_SECS = 60.0
 SESSION_TIMEOUT_SECS = 200.0
 
@@ -95,8 +98,11 @@ class BadInput:
     def launch(
         cls, args: Sequence[object], env: Mapping[str, str] | None = None, timeout: float = TIMEOUT_SECS
     ) -> "subprocess.CompletedProcess[str]":
-        with cls.started(args, env) as process:
-            out, err = process.communicate(timeout=timeout)
+        for _ in range(LAUNCHER_STARTS):
+            with cls.started(args, env) as process:
+                out, err = process.communicate(timeout=timeout)
+            if NOT_STARTED not in err:
+                break
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     # one session
@@ -182,6 +188,20 @@ class BadInput:
         env = {"SP_DATA_ROOT": str(tmp_path / "data"), **env} if "data_root" not in arguments else env
         script = write_script(tmp_path, f"sp.init({arguments})  # HERE")
         ends_with_error(self.launch([script], env), script, line_of(script), kind, says)
+
+    def test_a_script_that_never_calls_init(self, tmp_path: Path) -> None:
+        """Alone it is any script that imports the package; each of several ranks has done all of it, which nobody can have meant."""
+        script = write_script(tmp_path, "print('done by one process')")
+        done = self.launch([script])
+        assert done.stdout.count("done by one process") == self.ranks
+        if self.ranks == 1:
+            assert (done.returncode, done.stderr) == (0, "")
+            return
+        assert done.returncode == 1
+        assert done.stderr.count("never called smallpond_mpi.init()") == 1, done.stderr
+        assert [
+            word for word in (str(script), f"started {self.ranks} processes", "Call init()") if word not in done.stderr
+        ] == []
 
     def test_two_jobs_with_one_id_at_once(self, tmp_path: Path) -> None:
         first = write_script(
