@@ -4,6 +4,7 @@ Kept apart from the session itself, which imports the planner, DuckDB and Arrow:
 """
 
 import atexit
+import contextlib
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from smallpond_mpi.execution.worker import arrive
 from smallpond_mpi.platform.process import die_with_parent
 
 PACKAGE_DIR = os.path.dirname(os.path.abspath(__file__)) + os.sep
+LAUNCHER_DIED = signal.SIGRTMIN + 5
 LIBRARY_DIR = os.path.dirname(os.__file__) + os.sep
 
 _session: Any = None
@@ -115,7 +117,8 @@ def _say_ended(what: str) -> None:
     session = current()
     job = session._runtime_ctx.job_id if session is not None else None
     again = f". Job {job} can be taken up where it was: start the script with SP_JOBID={job}" if job is not None else ""
-    os.write(2, f"{what}{again}\n".encode())
+    with contextlib.suppress(OSError):  # stderr went to a launcher that is dead
+        os.write(2, f"{what}{again}\n".encode())
 
 
 def _shut_down_at_exit() -> None:
