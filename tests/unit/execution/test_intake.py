@@ -358,3 +358,14 @@ def test_files_are_there_with_their_sizes(tmp_path: Any) -> None:
     assert files_of_state_are_there(pickle.dumps({}))
     assert not files_of_state_are_there(pickle.dumps({"_output_files": [(str(path), 4)]}))
     assert not files_of_state_are_there(pickle.dumps({"_output_files": [(str(path), 3), (str(path) + "x", 1)]}))
+
+
+def test_what_was_computed_from_an_output_that_was_replaced_runs_again() -> None:
+    """0's files were lost and made again for 2, while nobody needed 1: that was computed from the lost ones."""
+    plan = Plan((((), False, 0), ((0,), False, 0), ((0,), False, 0)))
+    job = Job()
+    job.epoch(plan, [[1]])
+    job.lost.update(str(record.attempt) for record in job.restored.accepted.values())
+    assert job.epoch(plan, [[2]]).ran == {0, 2}
+    job.lost = {name for name in job.lost if not name.startswith("000002")}  # as if 1's own files were still there
+    assert job.epoch(plan, [[1], [2]]).ran == {1}
