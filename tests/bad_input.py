@@ -194,7 +194,8 @@ class BadInput:
         """Alone it is any script that imports the package; each of several ranks has done all of it, which nobody can have meant."""
         script = write_script(tmp_path, "print('done by one process')")
         done = self.launch([script])
-        assert done.stdout.count("done by one process") == self.ranks
+        # when rank 0 has failed the launcher ends those that are not done yet
+        assert 1 <= done.stdout.count("done by one process") <= self.ranks
         if self.ranks == 1:
             assert (done.returncode, done.stderr) == (0, "")
             return
