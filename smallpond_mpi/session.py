@@ -172,7 +172,8 @@ class SessionBase:
         for task in tasks:
             check_early(task)
             node = nodes.get(NodeId(task.node_id))
-            if node is not None and node.cpu_limit_asked <= largest.cpus < task.cpu_limit:
+            has_gpus = task.gpu_limit <= largest.gpus
+            if has_gpus and node is not None and node.cpu_limit_asked <= largest.cpus < task.cpu_limit:
                 self._clamp_cpus(node, task, largest.cpus)
             _check_resources(task, largest)
 
@@ -322,8 +323,8 @@ def _largest(capacities: Any) -> _Largest:
 def _check_resources(task: Task, largest: _Largest) -> None:
     """Refuse what no rank can ever meet."""
     asked = [
+        ("GPUs", task.gpu_limit, largest.gpus, f"{largest.gpus}"),  # first: they bring CPUs that nobody asked for
         ("CPUs", task.cpu_limit, largest.cpus, f"{largest.cpus}"),
-        ("GPUs", task.gpu_limit, largest.gpus, f"{largest.gpus}"),
         ("bytes of memory", task.memory_limit or 0, largest.memory_bytes, f"{largest.memory_bytes:,}"),
     ]
     for what, wanted, most, shown in asked:
