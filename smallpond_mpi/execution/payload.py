@@ -95,7 +95,7 @@ class Packed(NamedTuple):
 # What travels is plain tuples: names of classes in every task would be half of the bytes.
 #
 # header (what differs by attempt): retry_count, fail_count, rank_resources, num_tasks_created, datasets (pickled list, or the path of a
-#     file that holds it, or None), runtime_state (pickled, or None)
+#     file that holds it, or None), runtime_state (pickled, or the path of a file that holds it, or None)
 # payload (what a task is, less what its siblings share): own attributes, names that the siblings have and this task has not,
 #     partitions as (index, npartitions, dimension), keys of its inputs
 
@@ -112,7 +112,7 @@ class Packer:
 
     def __init__(self, ctx: RuntimeContext) -> None:
         self._ctx = ctx
-        self._siblings: dict[tuple[type, int], _Siblings] = {}
+        self._siblings: dict[tuple[type, int, int], _Siblings] = {}
 
     def pack(
         self,
@@ -130,7 +130,7 @@ class Packer:
         """
         try:
             return self._pack(task, attempt, fail_count, capacity, datasets, runtime_state)
-        except CannotPickle:
+        except (CannotPickle, DataRootUnusable):
             raise
         except Exception as error:  # pickling runs the user's __reduce__ and __getstate__: anything can come out
             raise CannotPickle(_why_not_pickled(task, error)) from error
@@ -162,7 +162,7 @@ class Packer:
             (len(capacity.cpus), capacity.memory_bytes, len(capacity.gpus)),
             self._ctx.num_tasks_created,
             self._spill(cloudpickle.dumps(list(datasets), protocol=5), f"{attempt}.inputs") if datasets else None,
-            runtime_state,
+            None if runtime_state is None else self._spill(runtime_state, f"{attempt}.state"),
         )
         data = pickle.dumps(payload, protocol=5) if simple else cloudpickle.dumps(payload, protocol=5)
         return Packed(
@@ -172,7 +172,7 @@ class Packer:
         )
 
     def _siblings_of(self, task: Task) -> _Siblings:
-        group = (type(task), task.node_id)
+        group = (type(task), task.node_id, task.times_forgotten)
         siblings = self._siblings.get(group)
         if siblings is None:
             # Outputs and in-memory inputs are never shared: they'd be kept for the whole job.
@@ -182,7 +182,10 @@ class Packer:
                 if name not in _NOT_PAYLOAD and not hasattr(value, "to_arrow_table")
             }
             content = cloudpickle.dumps((type(task), shared), protocol=5)
-            siblings = _Siblings(shared, hashlib.blake2b(content, digest_size=16).digest(), content)
+            digest = hashlib.blake2b(content, digest_size=16).digest()
+            kept = self._spill(content, f"{digest.hex()}.shared")
+            content = kept if isinstance(kept, bytes) else pickle.dumps(kept, protocol=5)
+            siblings = _Siblings(shared, digest, content)
             self._siblings[group] = siblings
         return siblings
 
@@ -190,10 +193,13 @@ class Packer:
         """The data itself, or the path of a file that holds it."""
         if len(data) <= MAX_INLINE_BYTES:
             return data
-        os.makedirs(self._ctx.paths.messages, exist_ok=True)
         path = os.path.join(self._ctx.paths.messages, name)
-        with open(path, "wb") as file:
-            file.write(data)
+        try:
+            os.makedirs(self._ctx.paths.messages, exist_ok=True)
+            with open(path, "wb") as file:
+                file.write(data)
+        except OSError as error:
+            raise DataRootUnusable(error.errno, f"{path} can't be written: {error.strerror}") from None
         return path
 
 
@@ -293,14 +299,11 @@ class Performer:
 
     def _make(self, run: RunTask, blobs: Mapping[bytes, bytes]) -> Task:
         retry_count, fail_count, rank_resources, num_tasks_created, datasets, runtime_state = pickle.loads(run.header)
-        payload = pickle.loads(run.payload)
-        if isinstance(payload, str):
-            with open(payload, "rb") as file:
-                payload = pickle.load(file)
+        payload = _unspilled(pickle.loads(run.payload))
         own, absent, partitions, input_keys = payload
         digest = run.blobs[0]
         if digest not in self._siblings:
-            self._siblings[digest] = pickle.loads(blobs[digest])
+            self._siblings[digest] = _unspilled(pickle.loads(blobs[digest]))
         cls, shared = self._siblings[digest]
         task: Task = cls.__new__(cls)
         attrs = task.__dict__
@@ -322,7 +325,7 @@ class Performer:
         if datasets is not None:
             task.input_datasets = _load(datasets)
         if runtime_state is not None:
-            task.runtime_state = pickle.loads(runtime_state)
+            task.runtime_state = _load(runtime_state)
         return task
 
     @staticmethod
@@ -421,10 +424,15 @@ def traceback_of_user(error: BaseException) -> str:
 
 
 def _load(data: bytes | str) -> Any:
-    if isinstance(data, str):
-        with open(data, "rb") as file:
+    return _unspilled(data) if isinstance(data, str) else pickle.loads(data)
+
+
+def _unspilled(found: Any) -> Any:
+    """What was unpickled itself, or, if that is a path, what lies there."""
+    if isinstance(found, str):
+        with open(found, "rb") as file:
             return pickle.load(file)
-    return pickle.loads(data)
+    return found
 
 
 def kind_of(error: BaseException) -> FailureKind:
