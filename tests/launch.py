@@ -1,9 +1,12 @@
 """Starts real `mpirun`s for tests: the launcher beside the running interpreter, with what it needs as root and on few cores."""
 
+import atexit
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -29,8 +32,14 @@ def is_open_mpi() -> bool:
 
 
 def clean_env(env: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment with the launcher's needs, and `env` over it."""
-    return {**os.environ, **OVERSUBSCRIBE, **(env or {})}
+    """This process's environment with the launcher's needs, and `env` over it.
+
+    Open MPI's session directory is named by mpirun's process id, and stays when mpirun is killed; one that gets the same id later fails over
+    it (213). So each launch has a place of its own for it.
+    """
+    sessions = tempfile.mkdtemp(prefix="sp-")  # short: sockets lie in it, whose paths may have 107 characters
+    atexit.register(shutil.rmtree, sessions, ignore_errors=True)
+    return {**os.environ, **OVERSUBSCRIBE, "PRTE_MCA_prte_tmpdir_base": sessions, **(env or {})}
 
 
 def mpirun_command(n: int, args: Sequence[str], options: Sequence[str] = ()) -> list[str]:

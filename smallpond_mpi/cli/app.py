@@ -52,7 +52,7 @@ def run(
 ) -> None:
     """Run a script, on several ranks with -n or under a launcher, otherwise in this process."""
     if _starts_ranks(n):
-        if not os.path.isfile(script):  # once, instead of once a rank
+        if not os.path.exists(script) or os.path.isdir(script):  # once, instead of once a rank
             sys.exit(scripts.run(script, [], {}))
         _launch(n, ["run", script, *(args or [])], ulfm)
     sys.exit(scripts.run(script, args or [], os.environ))

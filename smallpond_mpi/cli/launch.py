@@ -34,6 +34,9 @@ OF_A_LAUNCH = (
 )
 """Prefixes of variables by which a process belongs to a launch."""
 
+SESSION_BASES = ("PRTE_MCA_prte_local_tmpdir_base", "PRTE_MCA_prte_tmpdir_base", "TMPDIR", "TEMP", "TMP")
+"""Variables that say where Open MPI 5 makes its session's directory, `ompi.<process id>`; the first that is set counts."""
+
 Kind = Literal["Open MPI", "Hydra", "other"]
 
 
@@ -142,6 +145,13 @@ def outside_launch(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if not name.startswith(OF_A_LAUNCH)}
 
 
+def remove_stale_session(env: Mapping[str, str]) -> None:
+    """Remove what an mpirun that was killed has left under the process id that is ours now: Open MPI 5 would fail to start over it (213)."""
+    named = (env.get(name) for name in SESSION_BASES)
+    base = next((path for path in named if path), "/tmp")
+    shutil.rmtree(os.path.join(base, f"ompi.{os.getpid()}"), ignore_errors=True)
+
+
 def launch(n: int, arguments: Sequence[str], env: Mapping[str, str], *, ulfm: bool = True) -> NoReturn:
     """Become the launcher of `smallpond-mpi arguments…` on n ranks.
 
@@ -155,6 +165,8 @@ def launch(n: int, arguments: Sequence[str], env: Mapping[str, str], *, ulfm: bo
     needed = settings(launcher, n, is_root=os.geteuid() == 0, cores=cores)
     own_stdin = launcher.is_open_mpi_5 and hand_over(clean)
     line = command(launcher, n, arguments, ulfm=ulfm and launcher.is_open_mpi_5, own_stdin=own_stdin)
+    if launcher.is_open_mpi_5:
+        remove_stale_session(clean)
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(launcher.path, line, {**needed, **clean})

@@ -24,7 +24,7 @@ def run(script: str, args: Sequence[str], env: Mapping[str, str]) -> ExitCode:
     """Run a script to its end; its exit code. To leave other ranks without work is an error."""
     pid = os.getpid()
     take_over(env)
-    if os.path.isfile(script):
+    if os.path.exists(script) and not os.path.isdir(script):
         code = execute(script, args)
     else:
         sys.stderr.write(f"smallpond-mpi run: {_what_is_wrong(script)}\n")

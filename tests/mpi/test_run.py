@@ -133,6 +133,13 @@ class Launched:
         return path
 
 
+def wait_until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECS
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 @pytest.fixture
 def launched(tmp_path: Path) -> Launched:
     return Launched(tmp_path)
@@ -242,15 +249,32 @@ def test_a_dead_rank_costs_run_nothing_but_its_attempts(launched: Launched) -> N
 
 
 @pytest.mark.fault
+@pytest.mark.skipif(not is_open_mpi(), reason="only Open MPI leaves a directory named by its process id")
+def test_what_a_killed_mpirun_left_under_our_process_id_is_no_hindrance(launched: Launched) -> None:
+    sessions = Path(launched.env["PRTE_MCA_prte_tmpdir_base"])
+    killed = launched.start(mpirun_command(1, ["sleep", "600"]))
+    left = sessions / f"ompi.{killed.pid}"
+    wait_until(lambda: left.exists() and len(psutil.Process(killed.pid).children()) == 1)
+    sleeper = psutil.Process(killed.pid).children()[0]
+    killed.kill()
+    sleeper.kill()
+    killed.communicate(timeout=SECS)
+    assert left.exists()
+    plain = ["bash", "-c", f'cp -a {left} {sessions}/ompi.$$; exec "$@"', "bash"]
+    assert (
+        launched.command([*plain, *mpirun_command(1, ["true"])]).returncode != 0
+    )  # or there is nothing to guard against
+    run = launched.command([*plain, *LAUNCHES["run -n 3"]([str(launched.script)])])
+    assert run.returncode == 0, run.stderr
+    assert ROWS in run.stdout.splitlines()
+
+
+@pytest.mark.fault
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_run_ends_all_ranks(launched: Launched, signum: signal.Signals) -> None:
     pid_file = launched.directory / "pid"
     process = launched.start(LAUNCHES["run -n 3"]([str(launched.script), "sleep", str(pid_file)]))
-    deadline = time.monotonic() + SECS
-    while not (pid_file.exists() and pid_file.read_text()):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: pid_file.exists() and pid_file.read_text() != "")
     rank = psutil.Process(int(pid_file.read_text()))
     ranks = rank.parent().children() if rank.parent() is not None else [rank]
     process.send_signal(signum)
