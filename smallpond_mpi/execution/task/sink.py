@@ -239,10 +239,10 @@ def _link(source: str, target: str) -> bool:
 
 
 def _is_of_whole_files(dataset: "DataSet") -> bool:
-    """Whether the files of a dataset are its rows, and can be linked: not a part of a file's rows or columns, not on another system."""
+    """Whether the files of a dataset are its rows, and can be linked: not in memory, not a part of a file, not on another system."""
     from smallpond_mpi.logical.dataset import ParquetDataSet
 
-    if any(map(is_url, dataset.paths)):
+    if not getattr(dataset, "is_of_files", True) or any(map(is_url, dataset.paths)):
         return False
 
     if not isinstance(dataset, ParquetDataSet):
