@@ -17,21 +17,21 @@ TASKS = 32
 """Nearly all of what the pipeline's children do: the last ones are left to the steps below."""
 
 
-def outlives(one: Job, secs: float) -> bool:
-    """Whether the job is still at work after so long."""
+def exit_code_within(one: Job, secs: float) -> int | None:
+    """Its exit code, or None when the job is still at work after so long."""
     assert one.process is not None
     try:
-        one.process.wait(secs)
+        return one.process.wait(secs)
     except subprocess.TimeoutExpired:
-        return True
-    return False
+        return None
 
 
 def start_and_kill(one: Job, progress: int, rng: random.Random) -> None:
-    """Let it get so far, and a moment further; then kill the launcher alone, or every process at once."""
+    """Let it get so far, and a moment further; then kill the launcher alone, or every process at once. On a fast machine it may be over by then."""
     one.start()
     wait_for(lambda: one.n_accepted() >= progress or not one.is_running(), f"{progress} accepted tasks")
-    assert outlives(one, rng.uniform(0.0, 0.05 if progress else 0.8)), f"over before it could be killed:\n{one.stderr}"
+    code = exit_code_within(one, rng.uniform(0.0, 0.05 if progress else 0.8))
+    assert not code, f"ended by itself, with exit code {code}:\n{one.stderr}"
     if rng.random() < 0.5:
         one.kill_all()
     else:
@@ -66,7 +66,7 @@ def test_killed_at_any_moment(job: Callable[..., Job], ranks: int, jobs: int) ->
         if not had_ended:
             one.check_accepted_once()
             n_checked += 1
-    assert n_checked >= 3, f"only {n_checked} jobs were killed before their end each time"
+    assert n_checked >= (jobs + 1) // 2, f"only {n_checked} of {jobs} jobs were killed before their end each time"
 
 
 # Which time that a process gets there, where it does so more than once, and whether the output path exists before.
