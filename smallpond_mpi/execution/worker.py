@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from smallpond_mpi.execution import vigil
 from smallpond_mpi.execution.executor.loop import ExecutorLoop
 from smallpond_mpi.execution.executor.sandbox import ForkServer
 from smallpond_mpi.execution.model import SCHEDULER_RANK, Capacity, Rank
@@ -101,7 +102,8 @@ def arrive(env: Mapping[str, str]) -> Place:
         if launched_by_mpi(env):
             from smallpond_mpi.execution.transport.mpi import start  # a machine without MPI must get by without it
 
-            transport, world = start(env)
+            with vigil.over_start(env):
+                transport, world = start(env)
             return Place(world.rank, world.size, world.host, world.capacity, server, transport)
         me, gpus = discover.local_rank(SCHEDULER_RANK, env)
         capacity = discover.capacity(SCHEDULER_RANK, (me,), gpus, world_size=1)

@@ -83,18 +83,19 @@ HAS_CHILDREN_FILE = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
 """Whether the kernel was built with CONFIG_PROC_CHILDREN."""
 
 
+def parent_of(pid: int) -> int:
+    """The parent's pid, 0 when the process is gone or has none here."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # the name in parentheses may hold spaces and parentheses: fields count from the last one
+            return int(file.read().rpartition(b")")[2].split()[1])
+    except (OSError, IndexError):
+        return 0
+
+
 def parents() -> dict[int, int]:
     """pid → parent's pid, of every process that this one can see."""
-    found: dict[int, int] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                with open(f"/proc/{name}/stat", "rb") as file:
-                    # the name in parentheses may hold spaces and parentheses: fields count from the last one
-                    found[int(name)] = int(file.read().rpartition(b")")[2].split()[1])
-            except (OSError, IndexError):
-                continue
-    return found
+    return {int(name): parent for name in os.listdir("/proc") if name.isdigit() and (parent := parent_of(int(name)))}
 
 
 def descendants_of(pid: int) -> list[int]:

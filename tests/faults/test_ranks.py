@@ -2,13 +2,14 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.faults.jobs import Job, Watcher, needs_mpirun, wait_for
-from tests.launch import is_open_mpi
+from tests.launch import is_open_mpi, mpirun
 
 pytestmark = [
     pytest.mark.fault,
@@ -82,3 +83,23 @@ def test_worker_and_then_rank_0_die(job: Callable[..., Job]) -> None:
     one.run_to_success()
     one.check_result()
     one.check_accepted_once()
+
+
+DIES_EARLY = """
+import os, signal
+import smallpond_mpi
+if os.environ["OMPI_COMM_WORLD_RANK"] == "0":
+    {death}
+smallpond_mpi.init()
+"""
+
+
+@needs_ulfm
+@pytest.mark.parametrize("death", ["raise ValueError('no such thing')", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_rank_0_dies_before_mpi_has_started(tmp_path: Path, death: str) -> None:
+    """The launcher lets the others live: they are not to wait in MPI_Init for ever."""
+    script = tmp_path / "script.py"
+    script.write_text(DIES_EARLY.format(death=death))
+    done = mpirun(3, [sys.executable, str(script)], options=ULFM)
+    assert done.returncode != 0
+    assert "died before MPI had started" in done.stderr
