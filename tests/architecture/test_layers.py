@@ -88,6 +88,7 @@ LAYERS: list[tuple[str, list[str], set[str]]] = [
             "execution.scheduler.eventlog",
             "execution.scheduler.story",
             "execution.scheduler.loop",
+            "execution.vigil",
             "execution.worker",
         ],
         {"mpi4py", "rich"},

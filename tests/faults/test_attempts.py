@@ -16,6 +16,8 @@ pytestmark = pytest.mark.fault
 KILLS = 20
 PERIOD_SECS = 0.2
 MOST_A_TASK = 2
+MOST_AT_ONCE = 8
+"""Pieces of work in the pipeline's widest stage."""
 
 
 def kill_attempts(one: Job, rng: random.Random) -> Counter[str]:
@@ -54,7 +56,9 @@ def kill_attempts(one: Job, rng: random.Random) -> Counter[str]:
 def test_running_attempts_are_killed(job: Callable[..., Job], ranks: int) -> None:
     seed = 815 + ranks
     print("seed", seed)
-    one = job(ranks=ranks, env={"FAULTS_SECS": "0.5"})
+    # long enough for as many attempts as may run at once to be killed twice: else the job can be over first
+    at_once = min(MOST_AT_ONCE, max(ranks, len(os.sched_getaffinity(0))))
+    one = job(ranks=ranks, env={"FAULTS_SECS": str(MOST_A_TASK * PERIOD_SECS * at_once + 0.3)})
     one.start()
     killed = kill_attempts(one, random.Random(seed))
     code = one.wait()
