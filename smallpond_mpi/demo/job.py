@@ -25,9 +25,9 @@ COLUMNS = {
     "airline": ("airline", "{}"),
     "flights": ("flights", "{:,}"),
     "cancelled": ("cancelled", "{:,}"),
-    "mean_departure_delay": ("at depar-\nture", "{:.1f}"),
+    "mean_departure_delay": ("depart-\nure", "{:.1f}"),
     "mean_departure_delay_in_bad_weather": ("in bad\nweather", "{:.1f}"),
-    "mean_arrival_delay": ("at\narrival", "{:.1f}"),
+    "mean_arrival_delay": ("arrival", "{:.1f}"),
 }
 """Column of the result → its heading and format."""
 
@@ -105,17 +105,26 @@ def _is_terminal(env: Mapping[str, str]) -> bool:
 
 def _show(found: list[dict[str, Any]], wrong: list[str], output: str, *, is_kept: bool, is_terminal: bool) -> None:
     console = Console(force_terminal=is_terminal, width=None if is_terminal else PLAIN_WIDTH)
-    table = Table(title="Flights from New York in 2013, and their mean delays in minutes", box=SIMPLE_HEAD)
-    for heading, _ in COLUMNS.values():
-        is_name = heading == "airline"
-        table.add_column(heading, justify="left" if is_name else "right", no_wrap=is_name)
-    for row in found:
-        shown = ((row[name], pattern) for name, (_, pattern) in COLUMNS.items())
-        table.add_row(*("-" if value is None else pattern.format(value) for value, pattern in shown))
-    console.print(table)
+    console.print(table_of(found))
     where = "" if is_kept else " (removed now; --keep DIR keeps it)"
     console.print(f"output: {output}/flights and {output}/airlines, Parquet{where}", soft_wrap=True, highlight=False)
     if not wrong:
         console.print(f"check: equal to DuckDB's answer, {len(found)} rows of {len(found[0])} columns", highlight=False)
     for line in wrong:
         console.print(f"DIFFERENT: {line}", style="bold red", soft_wrap=True, highlight=False)
+
+
+def table_of(found: list[dict[str, Any]]) -> Table:
+    """The airlines, to be read: as wide as the longest name needs, which is less than PLAIN_WIDTH."""
+    table = Table(
+        title="Flights from New York in 2013, and their mean delays in minutes",
+        box=SIMPLE_HEAD,
+        show_edge=False,  # both would take columns that 80 don't have to spare
+        pad_edge=False,
+    )
+    for heading, _ in COLUMNS.values():
+        table.add_column(heading, justify="left" if heading == "airline" else "right", no_wrap=True)
+    for row in found:
+        shown = ((row[name], pattern) for name, (_, pattern) in COLUMNS.items())
+        table.add_row(*("-" if value is None else pattern.format(value) for value, pattern in shown))
+    return table
