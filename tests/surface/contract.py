@@ -283,9 +283,9 @@ def _instance_attributes(kind: type) -> Iterator[str]:
         if base is not object and not base.__module__.startswith(("builtins", "typing", "enum", "uuid")):
             tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
             for node in ast.walk(tree):
-                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-                    if isinstance(node.value, ast.Name) and node.value.id == "self":
-                        yield node.attr
+                is_stored = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+                if is_stored and isinstance(node.value, ast.Name) and node.value.id == "self":
+                    yield node.attr
 
 
 def _joined(prefix: str, name: str) -> str:
