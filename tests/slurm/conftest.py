@@ -1,0 +1,40 @@
+"""One cluster for all tests of a run; where the machine can't have one, each test says why."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster.cluster import Cluster, why_not
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here):
+            item.add_marker(pytest.mark.slurm)
+
+
+@pytest.fixture(scope="session")
+def slurm_here() -> None:
+    """Skips, with the reason, where there can be no cluster."""
+    reason = why_not()
+    if reason:
+        pytest.skip(f"NO SLURM TESTS: {reason}")
+
+
+@pytest.fixture(scope="session")
+def cluster(slurm_here: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three idle nodes. Tests put what the nodes are to share below `cluster.shared`."""
+    running = Cluster()
+    running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def shared(cluster: Cluster, request: pytest.FixtureRequest) -> Path:
+    """A directory of this test's own that all nodes see."""
+    directory = cluster.shared / request.node.name.translate(str.maketrans("[]/ ", "____"))
+    directory.mkdir()
+    return directory

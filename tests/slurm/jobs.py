@@ -1,0 +1,79 @@
+"""Batch jobs on the test cluster: submitted as a user would, judged by what Slurm says of them."""
+
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.launch import OVERSUBSCRIBE
+from tests.slurm.cluster.cluster import Cluster
+
+BIN = Path(sys.executable).parent
+MPI = {
+    **{name: value for name, value in OVERSUBSCRIBE.items() if "oversubscribe" not in value},
+    "OPAL_PREFIX": str(Path(sys.prefix)),  # under srun Open MPI's wheel doesn't find its texts by itself
+}
+END_SECS = 90.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A job that is over: Slurm's state and exit code of it, and what its batch script and ranks printed."""
+
+    id: int
+    state: str
+    exit_code: str
+    output: str
+
+
+def submit(
+    cluster: Cluster, directory: Path, body: str, options: Sequence[str] = (), env: Mapping[str, str] | None = None
+) -> int:
+    """The id of a batch job that runs the shell lines `body`; its output goes to `directory`."""
+    script = directory / "job.sh"
+    exports = "".join(f"export {name}='{value}'\n" for name, value in {**MPI, **(env or {})}.items())
+    script.write_text(f"#!/bin/bash\nexport PATH={BIN}:$PATH\n{exports}cd {directory}\n{body}\n")
+    said = cluster.run(["sbatch", "--parsable", "-o", str(directory / "%j.out"), *options, str(script)]).stdout
+    return int(said.split(";")[0])
+
+
+def wait(cluster: Cluster, job: int, directory: Path, timeout: float = END_SECS) -> Ended:
+    """The job's end.
+
+    Raises:
+        AssertionError: it is not over after `timeout` seconds; it is cancelled then.
+    """
+    log = cluster.box / "log" / "jobcomp.txt"
+    deadline = time.monotonic() + timeout
+    while True:
+        found = re.search(rf"^JobId={job} .*? JobState=(\w+) .* ExitCode=(\S+)", log.read_text(), re.MULTILINE)
+        output = directory / f"{job}.out"
+        if found:
+            text = output.read_text(errors="replace") if output.exists() else ""
+            return Ended(job, found[1], found[2], text)
+        if time.monotonic() > deadline:
+            queue = cluster.run(["squeue"], check=False).stdout
+            cluster.run(["scancel", "--signal=KILL", "--full", str(job)], check=False)
+            said = output.read_text(errors="replace") if output.exists() else ""
+            raise AssertionError(f"job {job} is not over after {timeout:.0f} s\n{queue}\n{said}")
+        time.sleep(0.05)
+
+
+def batch(
+    cluster: Cluster,
+    directory: Path,
+    body: str,
+    options: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+    timeout: float = END_SECS,
+) -> Ended:
+    """Submit and wait for a job that must end well.
+
+    Raises:
+        AssertionError: it did not, with what it printed.
+    """
+    ended = wait(cluster, submit(cluster, directory, body, options, env), directory, timeout)
+    assert (ended.state, ended.exit_code) == ("COMPLETED", "0:0"), f"{ended.state} {ended.exit_code}\n{ended.output}"
+    return ended
