@@ -21,12 +21,12 @@ import cloudpickle
 
 from smallpond_mpi.common import DataRootUnusable, InvalidArgument, JobOwned, ResourcesUnavailable
 from smallpond_mpi.config import Config
+from smallpond_mpi.execution.by_value import pickle_by_value_what_lies_beside
 from smallpond_mpi.execution.context import JobId, RuntimeContext
 from smallpond_mpi.execution.executor.loop import ExecutorLoop
 from smallpond_mpi.execution.journal import EpochStarted, JobEnded, Journal, restore
 from smallpond_mpi.execution.lease import Lease
 from smallpond_mpi.execution.model import SCHEDULER_RANK, Capacity
-from smallpond_mpi.execution.payload import pickle_by_value_what_lies_beside
 from smallpond_mpi.execution.protocol import Welcome
 from smallpond_mpi.execution.scheduler.core import SchedulerCore
 from smallpond_mpi.execution.scheduler.intake import inputs_first

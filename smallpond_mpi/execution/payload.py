@@ -8,18 +8,15 @@ Siblings are tasks of one class made from one node: what they hold in common (fu
 by value where it comes from the user's script. What is left of a task is a handful of plain values, so that C's pickle does it.
 """
 
-import contextlib
 import errno
 import hashlib
 import os
 import pickle
 import shutil
-import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import cloudpickle
@@ -210,36 +207,6 @@ def _why_not_pickled(task: Task, error: Exception) -> str:
     if "lock" in text or "Logger" in text:
         hint = "a logger, lock or open connection is caught in a closure or in an attribute: make it inside the function, on the worker"
     return f"Can't pickle task {task.key}{where}: {type(error).__name__}: {text}; {hint}"
-
-
-def pickle_by_value_what_lies_beside(
-    script_dirs: Iterable[str], modules: Mapping[str, ModuleType] = sys.modules
-) -> None:
-    """Let functions and classes of modules in these directories travel by value: workers need no copy of them.
-
-    Installed packages, even in an environment below such a directory, travel by name.
-    """
-    roots = tuple(os.path.join(os.path.realpath(path), "") for path in script_dirs if path)
-    installed = tuple(
-        os.path.join(os.path.realpath(path), "")
-        for path in {*sysconfig.get_paths().values(), sys.prefix, os.path.dirname(common.__file__)}
-        if path
-    )
-    for name, module in list(modules.items()):
-        path = getattr(module, "__file__", None)
-        if not path or name in ("__main__", "__mp_main__") or name.partition(".")[0] == "smallpond_mpi":
-            continue
-        path = os.path.realpath(path)
-        if path.startswith(roots) and not path.startswith(
-            tuple(root for root in installed if not _within(root, roots))
-        ):
-            with contextlib.suppress(ValueError):  # a module that took itself out of sys.modules
-                cloudpickle.register_pickle_by_value(module)
-
-
-def _within(installed: str, roots: tuple[str, ...]) -> bool:
-    """Whether a script's directory lies in this installed one (a script in the environment's own bin, say): then it's the script's."""
-    return any(root.startswith(installed) for root in roots)
 
 
 class _Checkpoints(WorkQueue):

@@ -59,6 +59,7 @@ LAYERS: list[tuple[str, list[str], set[str]]] = [
             "platform.discover",
             "platform.process",
             "execution.context",
+            "execution.by_value",
         ],
         {"numpy", "pyarrow", "fsspec", "pynvml", "psutil", "threadpoolctl", "cloudpickle"},
     ),

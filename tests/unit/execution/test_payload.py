@@ -4,11 +4,8 @@ import datetime
 import functools
 import logging
 import pickle
-import subprocess
-import sys
 import threading
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import cloudpickle
@@ -26,7 +23,6 @@ from smallpond_mpi.execution.payload import (
     Performer,
     exception_of,
     merge_state,
-    pickle_by_value_what_lies_beside,
 )
 from smallpond_mpi.execution.protocol import RunTask, Welcome
 from smallpond_mpi.execution.task.base import Task
@@ -321,39 +317,3 @@ def test_checkpoints_are_the_runtime_state(ctx: RuntimeContext) -> None:
     run = RunTask(TaskRuntimeId(task.id, 3, 0), GRANT, packed.header, packed.payload, (packed.blobs[0][0],))
     performer(ctx).perform(run, dict(packed.blobs), pushed.append)
     assert [pickle.loads(state) for state in pushed] == [{"step": 0}, {"step": 1}, {"step": 2}]
-
-
-BESIDE = """
-def helper(x):
-    return x + 1
-
-class Kind:
-    def f(self, x):
-        return helper(x) * 2
-"""
-
-
-def test_modules_beside_the_script_travel_by_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process elsewhere, which can't import them, opens what was pickled."""
-    (tmp_path / "beside_the_script.py").write_text(BESIDE)
-    monkeypatch.syspath_prepend(tmp_path)
-    module = __import__("beside_the_script")
-    pickle_by_value_what_lies_beside([str(tmp_path)])
-    data = cloudpickle.dumps(module.Kind().f)
-    assert run_elsewhere(data, "3") == "8"
-
-
-def test_installed_modules_travel_by_name() -> None:
-    """Even where the script lies above them."""
-    root = Path(pa.__file__).parents[2]
-    pickle_by_value_what_lies_beside([str(root)], {"pyarrow": pa, "broken": ModuleType("broken")})
-    assert b"site-packages" not in cloudpickle.dumps(pa.array)
-    assert len(cloudpickle.dumps(pa.array)) < 200
-
-
-def run_elsewhere(data: bytes, argument: str) -> str:
-    program = "import sys, pickle; print(pickle.load(sys.stdin.buffer)(int(sys.argv[1])))"
-    done = subprocess.run(
-        [sys.executable, "-c", program, argument], input=data, capture_output=True, cwd="/", check=True
-    )
-    return done.stdout.decode().strip()

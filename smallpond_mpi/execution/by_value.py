@@ -1,0 +1,68 @@
+"""What of the user's script travels by value, so that workers need no copy of it: functions and classes of `__main__` (cloudpickle does
+that by itself), those of modules that lie beside the script, and functions of both that remember their results (`functools.cache`).
+"""
+
+import contextlib
+import functools
+import os
+import sys
+import sysconfig
+from collections.abc import Callable, Iterable, Mapping
+from types import ModuleType
+from typing import Any
+
+import cloudpickle
+
+from smallpond_mpi import common
+
+
+def pickle_by_value_what_lies_beside(
+    script_dirs: Iterable[str], modules: Mapping[str, ModuleType] = sys.modules
+) -> None:
+    """Let functions and classes of modules in these directories travel by value: workers need no copy of them.
+
+    Installed packages, even in an environment below such a directory, travel by name.
+    """
+    roots = tuple(os.path.join(os.path.realpath(path), "") for path in script_dirs if path)
+    installed = tuple(
+        os.path.join(os.path.realpath(path), "")
+        for path in {*sysconfig.get_paths().values(), sys.prefix, os.path.dirname(common.__file__)}
+        if path
+    )
+    for name, module in list(modules.items()):
+        path = getattr(module, "__file__", None)
+        if not path or name in ("__main__", "__mp_main__") or name.partition(".")[0] == "smallpond_mpi":
+            continue
+        path = os.path.realpath(path)
+        if path.startswith(roots) and not path.startswith(
+            tuple(root for root in installed if not _within(root, roots))
+        ):
+            with contextlib.suppress(ValueError):  # a module that took itself out of sys.modules
+                cloudpickle.register_pickle_by_value(module)
+
+
+def _within(installed: str, roots: tuple[str, ...]) -> bool:
+    """Whether a script's directory lies in this installed one (a script in the environment's own bin, say): then it's the script's."""
+    return any(root.startswith(installed) for root in roots)
+
+
+def _reduce_cached(function: Any) -> str | tuple[Callable[..., Any], tuple[Any, ...]]:
+    """A function that remembers its results: by name if the function inside goes by name, else made anew, with nothing remembered."""
+    inner = function.__wrapped__
+    if not _goes_by_value(inner):
+        return str(function.__qualname__)
+    parameters = function.cache_parameters()
+    return _cached, (inner, parameters["maxsize"], parameters["typed"])
+
+
+def _goes_by_value(function: Any) -> bool:
+    module, name = str(function.__module__), str(function.__qualname__)
+    by_value = ("__main__", "__mp_main__", *cloudpickle.list_registry_pickle_by_value())
+    return "<locals>" in name or any(module == one or module.startswith(f"{one}.") for one in by_value)
+
+
+def _cached(function: Callable[..., Any], maxsize: int | None, typed: bool) -> Any:
+    return functools.lru_cache(maxsize, typed)(function)
+
+
+cloudpickle.CloudPickler.dispatch_table[functools._lru_cache_wrapper] = _reduce_cached
