@@ -6,7 +6,7 @@
 
 Two writers: PackedWriter puts the partitions of a producer into one Parquet file, as consecutive row groups that end where a partition
 ends; PartitionFileWriter writes a file a partition, where users get to see the files. Files = producers, not producers x partitions: metadata
-servers are what breaks first on a parallel file system. At most 256 non-empty partitions share a file, because each reader of one partition
+servers are what breaks first on a parallel file system. At most 64 non-empty partitions share a file, because each reader of one partition
 parses the footer of all.
 """
 
@@ -34,7 +34,9 @@ from smallpond_mpi.io.parquet import PackedRanges, RowRange, moved_path, pack_pa
 
 INDEX_KEY = "__packed__"
 INDEX_VERSION = 1
-MAX_PARTITIONS_A_FILE = 256
+MAX_PARTITIONS_A_FILE = 64
+"""A reader of one partition parses the footers of all: with 256 partitions of three columns opening a file took 0.56 ms, with 64 it takes 0.17,
+and there are still 64 times as many files opened as made."""
 
 Int64s = np.ndarray[Any, np.dtype[np.int64]]
 Int32s = np.ndarray[Any, np.dtype[np.int32]]
@@ -146,7 +148,7 @@ class WriteOptions:
 
 
 class PackedWriter:
-    """One Parquet file an append (more only beyond 256 partitions with rows); a partition is a run of row groups in it.
+    """One Parquet file an append (more only beyond MAX_PARTITIONS_A_FILE partitions with rows); a partition is a run of row groups in it.
 
     `dimension` names the partitioning in the file's own index.
     """

@@ -84,15 +84,15 @@ def test_row_groups_end_where_partitions_end(tmp_path):
     assert index_of_packed(own, "other") is None
 
 
-def test_a_file_holds_at_most_256_partitions_with_rows(tmp_path):
-    counts = [0, 1, 0] * 300
-    output = written(PackedWriter(str(tmp_path), "x", 900), counts)
+def test_a_file_holds_at_most_64_partitions_with_rows(tmp_path):
+    counts = [0, 1, 0] * 75
+    output = written(PackedWriter(str(tmp_path), "x", 225), counts)
     assert len(os.listdir(tmp_path)) == len(output.segments[0].files) == 2
     slices = PartitionSlices([output])
-    assert [slices.num_rows(p) for p in range(900)] == counts
-    for p in (1, 766, 769, 898):
+    assert [slices.num_rows(p) for p in range(225)] == counts
+    for p in (1, 190, 193, 223):
         assert PackedPartitions([output])[p].to_arrow_table().column("p").to_pylist() == [p] * counts[p]
-    assert split_files(np.zeros(5, np.int64), 256) == [(0, 5)]
+    assert split_files(np.zeros(5, np.int64), 64) == [(0, 5)]
     assert split_files(np.array([1, 1, 0, 1]), 2) == [(0, 3), (3, 4)]
 
 
