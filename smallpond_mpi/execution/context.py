@@ -121,6 +121,7 @@ class RuntimeContext:
 
     @property
     def num_tasks_created(self) -> int:
+        """How many task ids were given out so far."""
         return self._num_tasks_created
 
     @property
@@ -136,68 +137,84 @@ class RuntimeContext:
         return self._task
 
     def set_current_task(self, task: "Task | None" = None) -> None:
+        """Say which task runs in this process; None: no more."""
         self._task = task
 
     # places
 
     @property
     def paths(self) -> JobPaths:
+        """Where everything of this job lies."""
         return JobPaths(self.data_root, str(self.job_id))
 
     @property
     def job_root_dirname(self) -> str:
+        """Name of the job's directory: its id."""
         return self.paths.job
 
     @property
     def job_root(self) -> str:
+        """The job's directory, `{data_root}/{job_id}`."""
         return self.paths.root
 
     @property
     def output_root(self) -> str:
+        """Results that have a name but no path of the user's."""
         return self.paths.output
 
     @property
     def staging_root(self) -> str:
+        """Running attempts and temporary outputs; removed after success."""
         return self.paths.staging
 
     @property
     def temp_root(self) -> str:
+        """Scratch of attempts; removed after success."""
         return self.paths.temp
 
     @property
     def started_task_dir(self) -> str:
+        """Marks of started tasks (run_on_ray)."""
         return self.paths.started_tasks
 
     @property
     def completed_task_dir(self) -> str:
+        """Outputs of finished tasks (run_on_ray)."""
         return self.paths.completed_tasks
 
     @property
     def log_root(self) -> str:
+        """A log and its index a rank, and scheduler.log; kept."""
         return self.paths.log
 
     @property
     def job_status_path(self) -> str:
+        """A file that holds `success`, or `failure: ` and why, once the job has ended."""
         return self.paths.status
 
     @property
     def runtime_ctx_path(self) -> str:
+        """Place for a pickle of this object."""
         return self.paths.runtime_ctx
 
     @property
-    def logcial_plan_path(self) -> str:  # (sic) the name is part of smallpond's surface
+    def logcial_plan_path(self) -> str:
+        """Place for the logical plan as text. (The spelling is smallpond's.)"""
         return self.paths.logical_plan
 
     @property
-    def logcial_plan_graph_path(self) -> str:  # (sic)
+    def logcial_plan_graph_path(self) -> str:
+        """Place for the logical plan as a graph in DOT. (The spelling is smallpond's.)"""
         return self.paths.logical_plan_graph
 
     @property
     def exec_plan_path(self) -> str:
+        """Place for a pickle of the execution plan."""
         return self.paths.exec_plan
 
     @property
     def sched_state_path(self) -> str:
+        """Place for a dump of the scheduler's state."""
         return self.paths.sched_state
 
     def initialize(self, exec_id: str, root_exist_ok: bool = True, cleanup_root: bool = False) -> None:
@@ -222,6 +239,7 @@ class RuntimeContext:
 
     @property
     def numa_node_count(self) -> int:
+        """NUMA nodes of this machine, at least 1."""
         with contextlib.suppress(OSError):
             return (
                 sum(name.startswith("node") and name[4:].isdigit() for name in os.listdir("/sys/devices/system/node"))
@@ -231,14 +249,17 @@ class RuntimeContext:
 
     @property
     def physical_cpu_count(self) -> int:
+        """Cores of this machine, hyper-threads counted once."""
         return psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
 
     @property
     def available_memory(self) -> int:
+        """Bytes of this machine's memory that are free or can be freed."""
         return int(psutil.virtual_memory().available)
 
     @property
     def total_memory(self) -> int:
+        """Bytes of this machine's memory."""
         return int(psutil.virtual_memory().total)
 
     @property
@@ -255,6 +276,7 @@ class RuntimeContext:
 
     @property
     def usable_gpu_count(self) -> int:
+        """GPUs of the rank that this process belongs to; 0 where it was not told."""
         return min(self.rank_resources[2], self.max_usable_gpu_count) if self.rank_resources else 0
 
     def get_local_gpus(self) -> list[int]:
@@ -263,4 +285,5 @@ class RuntimeContext:
 
     @property
     def secs_executor_probe_timeout(self) -> float:
+        """Seconds of silence after which an executor counts as lost."""
         return self.secs_executor_probe_interval * self.max_num_missed_probes

@@ -164,11 +164,13 @@ class WorkQueue:
         raise NotImplementedError
 
     def push(self, item: WorkItem, buffering: bool = False) -> None:
+        """Put an item in; with `buffering` it may wait for `flush`."""
         self._buffered.append(item)
         if not buffering:
             self.flush()
 
     def flush(self) -> None:
+        """Send what waits."""
         raise NotImplementedError
 
 

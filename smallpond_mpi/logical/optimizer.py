@@ -53,6 +53,7 @@ class Optimizer(LogicalPlanVisitor[Node]):
         return self._optimized[node]
 
     def is_excluded(self, node: Node) -> bool:
+        """Whether a node is to stay as it is."""
         return (id(node.ctx), int(node.id)) in self._excluded
 
     def visit_node(self, node: Node, depth: int) -> Node:
@@ -61,6 +62,7 @@ class Optimizer(LogicalPlanVisitor[Node]):
         return node if unchanged else node.with_inputs(inputs)
 
     def visit_query_engine_node(self, node: SqlEngineNode, depth: int) -> Node:
+        """SQL on SQL of one input as one query, where that gives the same rows."""
         inner = self._inner(node)
         fused = None if inner is None else fuse(node, inner)
         if inner is None or fused is None:
@@ -114,6 +116,7 @@ def is_plain(node: SqlEngineNode) -> bool:
 
 
 def have_equal_limits(one: SqlEngineNode, other: SqlEngineNode) -> bool:
+    """Whether two queries run under the same memory limit and overcommit ratios."""
     return (
         one.memory_limit == other.memory_limit
         and one.memory_overcommit_ratio == other.memory_overcommit_ratio

@@ -178,24 +178,31 @@ class Planner(LogicalPlanVisitor[TaskGroup]):
         ]
 
     def visit_data_source_node(self, node: DataSourceNode, depth: int) -> TaskGroup:
+        """One task."""
         return [self._adopt(node, node.create_task(self.runtime_ctx, [], [TOPLEVEL]))]
 
     def visit_python_script_node(self, node: PythonScriptNode, depth: int) -> TaskGroup:
+        """One task a pair of input partitions."""
         return self.visit_node(node, depth)
 
     def visit_arrow_compute_node(self, node: ArrowComputeNode, depth: int) -> TaskGroup:
+        """One task a pair of input partitions."""
         return self.visit_node(node, depth)
 
     def visit_arrow_stream_node(self, node: ArrowStreamNode, depth: int) -> TaskGroup:
+        """One task a pair of input partitions."""
         return self.visit_node(node, depth)
 
     def visit_query_engine_node(self, node: SqlEngineNode, depth: int) -> TaskGroup:
+        """One task a pair of input partitions."""
         return self.visit_node(node, depth)
 
     def visit_projection_node(self, node: ProjectionNode, depth: int) -> TaskGroup:
+        """One task an input partition, on rank 0."""
         return self.visit_node(node, depth)
 
     def visit_limit_node(self, node: LimitNode, depth: int) -> TaskGroup:
+        """A limit in each partition, a merge, the limit once more."""
         inputs = self._input_tasks(node, depth)
         if len(inputs) == 1:
             return [self._adopt(node, node.create_task(self.runtime_ctx, inputs, [TOPLEVEL]))]
@@ -206,6 +213,11 @@ class Planner(LogicalPlanVisitor[TaskGroup]):
         return [self._adopt(node, node.create_task(self.runtime_ctx, [merged], [TOPLEVEL]))]
 
     def visit_union_node(self, node: UnionNode, depth: int) -> TaskGroup:
+        """The tasks of all inputs; none of its own.
+
+        Raises:
+            UnpairedPartitions: the inputs have different dimensions.
+        """
         inputs = [cells_of(self.visit(dep, depth + 1)) for dep in node.input_deps]
         try:
             check_counts(inputs)
@@ -216,6 +228,11 @@ class Planner(LogicalPlanVisitor[TaskGroup]):
         return self._input_tasks(node, depth)
 
     def visit_consolidate_node(self, node: ConsolidateNode, depth: int) -> TaskGroup:
+        """One task that merges for each group of partitions that agree along the dimensions that stay.
+
+        Raises:
+            InvalidArgument: the input is not partitioned along one of the dimensions.
+        """
         inputs = self._input_tasks(node, depth)
         for dimension in node.dimensions:
             if not all(dimension in task.partition_dims for task in inputs):
@@ -229,9 +246,11 @@ class Planner(LogicalPlanVisitor[TaskGroup]):
         ]
 
     def visit_root_node(self, node: RootNode, depth: int) -> TaskGroup:
+        """The tasks of all inputs."""
         return self._input_tasks(node, depth)
 
     def visit_data_sink_node(self, node: DataSinkNode, depth: int) -> TaskGroup:
+        """A task an input partition that collects its files beside the output path (none for a manifest), and one that publishes."""
         inputs = self._input_tasks(node, depth)
         if node.type != "manifest":
             inputs = [
@@ -241,6 +260,7 @@ class Planner(LogicalPlanVisitor[TaskGroup]):
         return [self._adopt(node, node.create_task(self.runtime_ctx, inputs, [TOPLEVEL]))]
 
     def visit_partition_node(self, node: PartitionNode, depth: int) -> TaskGroup:
+        """Producers, which cut, and a consumer a partition."""
         return self._nested_partitions(node, depth) if node.nested else self._partitions(node, depth)
 
     # partition nodes

@@ -152,6 +152,7 @@ class Task(Measured):
 
     @property
     def partition_dims(self) -> tuple[str, ...]:
+        """Dimensions of its partition, sorted."""
         return tuple(info.dimension for info in self._partition_infos)
 
     @property
@@ -182,10 +183,12 @@ class Task(Measured):
 
     @property
     def any_input_empty(self) -> bool:
+        """Whether an input dataset is known to have nothing in it."""
         return any(dataset.empty for dataset in self.input_datasets)
 
     @property
     def skip_when_any_input_empty(self) -> bool:
+        """Whether an input is empty and the job skips such tasks."""
         return self.ctx.skip_task_with_empty_input and self.any_input_empty
 
     @property
@@ -246,11 +249,13 @@ class Task(Measured):
 
     @property
     def default_output_name(self) -> str:
+        """`{ClassName}.{node_id}`; without a node the class name alone."""
         name = type(self).__name__
         return f"{name}.{self.node_id}" if self.node_id else name
 
     @property
     def output_dirname(self) -> str:
+        """`{output_name or default}/{job_id}.{runtime_id}`: where its files lie, below the root of outputs."""
         return f"{self.output_name or self.default_output_name}/{self.ctx.job_id}.{self.runtime_id}"
 
     @property
@@ -388,6 +393,7 @@ class Task(Measured):
         return {PARQUET_METADATA_KEY_PREFIX + name: str(value) for name, value in entries.items()}
 
     def parquet_kv_metadata_bytes(self, extra_partitions: Sequence[PartitionInfo] | None = None) -> dict[bytes, bytes]:
+        """As parquet_kv_metadata_str, as Arrow keeps it."""
         return {name.encode(): value.encode() for name, value in self.parquet_kv_metadata_str(extra_partitions).items()}
 
     # Ray

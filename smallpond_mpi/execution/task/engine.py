@@ -111,10 +111,12 @@ class ExecSqlQueryMixin(Task):
 
     @property
     def compression_type_str(self) -> str:
+        """The option of a COPY statement that names the codec; empty for DuckDB's own choice."""
         return f"COMPRESSION {quote_text(self.parquet_compression)}" if self.parquet_compression else ""
 
     @property
     def compression_level_str(self) -> str:
+        """The option of a COPY statement that gives ZSTD's level; empty for other codecs."""
         if self.parquet_compression_level is None or str(self.parquet_compression).upper() != "ZSTD":
             return ""
         return f"COMPRESSION_LEVEL {int(self.parquet_compression_level)}"
@@ -128,6 +130,7 @@ class ExecSqlQueryMixin(Task):
 
     @property
     def engine_threads(self) -> int:
+        """Threads that DuckDB may use, at least 1."""
         return max(1, int(self.cpu_limit * self.cpu_overcommit_ratio))
 
     @property

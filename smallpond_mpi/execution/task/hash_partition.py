@@ -125,6 +125,7 @@ class HashPartitionTask(ExecSqlQueryMixin, PartitionProducerTask):
 
     @property
     def chunk_rows(self) -> int:
+        """Rows that are read and ordered at a time: enough for slices of a size worth writing."""
         return max(CHUNK_ROWS, self.npartitions * ROWS_A_SLICE)
 
     def partition(self, batch_index: int, input_dataset: "DataSet") -> Generator[Chunk, None, None]:

@@ -24,6 +24,7 @@ class PartitionInfo:
 
     @property
     def is_toplevel(self) -> bool:
+        """Whether this is the dimension that every task has."""
         return self.dimension == TOPLEVEL_DIMENSION
 
     def __str__(self) -> str:

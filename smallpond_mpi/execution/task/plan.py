@@ -111,6 +111,7 @@ class ExecutionPlan:
 
     @property
     def successful(self) -> bool:
+        """Whether all of it ran and succeeded."""
         return self.root_task.status is WorkStatus.SUCCEED
 
     @cached_property

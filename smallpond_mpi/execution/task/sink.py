@@ -77,6 +77,7 @@ class DataSinkTask(Task):
 
     @property
     def output_path(self) -> str:
+        """The user's directory."""
         assert self.output_root is not None
         return self.output_root
 
@@ -87,6 +88,7 @@ class DataSinkTask(Task):
 
     @property
     def manifest_path(self) -> str:
+        """The list of the files in it, one absolute path a line."""
         return os.path.join(self.output_path, self.manifest_filename)
 
     @property

@@ -145,6 +145,7 @@ class DataSet:
 
     @property
     def num_files(self) -> int:
+        """Number of files that the paths and patterns stand for."""
         return len(self.resolved_paths)
 
     @property

@@ -37,39 +37,51 @@ class LogicalPlanVisitor(Generic[T]):
         return cast(T, None)
 
     def visit_data_source_node(self, node: DataSourceNode, depth: int) -> T:
+        """Files, or data in memory."""
         return self.visit_node(node, depth)
 
     def visit_data_sink_node(self, node: DataSinkNode, depth: int) -> T:
+        """Output under a path of the user's."""
         return self.visit_node(node, depth)
 
     def visit_root_node(self, node: RootNode, depth: int) -> T:
+        """What assembles several nodes at the top."""
         return self.visit_node(node, depth)
 
     def visit_union_node(self, node: UnionNode, depth: int) -> T:
+        """Partitions of several inputs side by side."""
         return self.visit_node(node, depth)
 
     def visit_consolidate_node(self, node: ConsolidateNode, depth: int) -> T:
+        """Fewer, larger partitions."""
         return self.visit_node(node, depth)
 
     def visit_partition_node(self, node: PartitionNode, depth: int) -> T:
+        """Partition nodes of all kinds."""
         return self.visit_node(node, depth)
 
     def visit_python_script_node(self, node: PythonScriptNode, depth: int) -> T:
+        """A Python function of datasets."""
         return self.visit_node(node, depth)
 
     def visit_arrow_compute_node(self, node: ArrowComputeNode, depth: int) -> T:
+        """A function of whole tables, of Arrow or pandas."""
         return self.visit_node(node, depth)
 
     def visit_arrow_stream_node(self, node: ArrowStreamNode, depth: int) -> T:
+        """A function of batches, of Arrow or pandas."""
         return self.visit_node(node, depth)
 
     def visit_query_engine_node(self, node: SqlEngineNode, depth: int) -> T:
+        """SQL."""
         return self.visit_node(node, depth)
 
     def visit_projection_node(self, node: ProjectionNode, depth: int) -> T:
+        """Other columns of the same files."""
         return self.visit_node(node, depth)
 
     def visit_limit_node(self, node: LimitNode, depth: int) -> T:
+        """The first rows."""
         return self.visit_node(node, depth)
 
 

@@ -74,6 +74,7 @@ class DataSinkNode(Node):
 
     @property
     def manifest_only(self) -> bool:
+        """Whether files stay where they are and are only listed."""
         return self.type == "manifest"
 
     def shape(self, inputs: list[Shape]) -> Shape:
