@@ -45,7 +45,8 @@ def init(
         kwargs: see smallpond_mpi.config.Config.
 
     Raises:
-        InvalidArgument: an argument or variable is wrong, or this process has an open session. JobOwned: a live process runs this job.
+        InvalidArgument: an argument or variable is wrong, or this process has an open session.
+        JobOwned: a live process runs this job.
         DataRootUnusable: no files can be made under the data root.
     """
     from smallpond_mpi.config import resolve

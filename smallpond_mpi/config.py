@@ -36,8 +36,10 @@ class Config:
         data_root: a directory that all ranks share. None: `~/.smallpond_mpi/data`.
         num_executors: accepted for smallpond's scripts; there are as many executors as ranks.
         random_seed: what all randomness follows from. None: drawn once a job.
-        max_retry_count: how many attempts of a task speculation may add. max_fail_count: how many times a task may fail.
-        heartbeat_secs: how often a rank says that it lives. late_secs: of silence, after which it gets no new task.
+        max_retry_count: how many attempts of a task speculation may add.
+        max_fail_count: how many times a task may fail.
+        heartbeat_secs: how often a rank says that it lives.
+        late_secs: of silence, after which it gets no new task.
             gone_secs: after which its tasks go to others.
         fault_inject_prob: with which probability a task fails on purpose.
         progress: `bar` (rich), `lines` (one every few seconds), `none` (no summary either), or `auto`: bar on a terminal, else lines.

@@ -43,7 +43,9 @@ class Task(Measured):
         partition_infos: what part it works on; one must be of the top-level dimension.
         output_name: `[a-zA-Z0-9_]+`; makes the output a result under `ctx.output_root`.
         output_path: absolute; makes the output a result under this path.
-        cpu_limit: CPUs, at least 1. gpu_limit: GPUs, 0.5 is half of one. memory_limit: bytes.
+        cpu_limit: CPUs, at least 1.
+        gpu_limit: GPUs, 0.5 is half of one.
+        memory_limit: bytes.
 
     Raises:
         InvalidArgument: a partition dimension is repeated, the top-level one is missing, or a limit is out of range.

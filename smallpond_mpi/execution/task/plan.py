@@ -55,7 +55,9 @@ class ExecutionPlan:
     """All tasks of a job, reached from its root.
 
     Args:
-        ctx: the job's context. root_task: depends, directly or not, on all others. logical_plan: what they were made from.
+        ctx: the job's context.
+        root_task: depends, directly or not, on all others.
+        logical_plan: what they were made from.
     """
 
     def __init__(self, ctx: RuntimeContext, root_task: RootTask, logical_plan: "LogicalPlan") -> None:

@@ -113,7 +113,8 @@ class Node:
         input_deps: the nodes whose outputs are this one's inputs, in order.
         output_name: letters, digits and underscores; makes the output a named result of the job.
         output_path: absolute; makes the output a result under this path.
-        cpu_limit: CPUs a task, raised to 8 for each GPU asked for. gpu_limit: GPUs a task, 0.5 is half of one.
+        cpu_limit: CPUs a task, raised to 8 for each GPU asked for.
+        gpu_limit: GPUs a task, 0.5 is half of one.
         memory_limit: bytes a task; None is its share by CPUs of the rank it runs on.
 
     Raises:

@@ -24,9 +24,11 @@ class SqlEngineNode(Node):
         materialize_in_memory: whether the result is computed as a whole before it is written.
         relax_memory_if_oom: accepted and without a meaning here: a task that runs out of memory gets more by itself.
         batched_processing: whether the (only) input is processed batch by batch.
-        extension_paths: `.duckdb_extension` files to load. udf_module_paths: `.so` modules to load.
+        extension_paths: `.duckdb_extension` files to load.
+        udf_module_paths: `.so` modules to load.
         enable_temp_directory: whether DuckDB may spill to the task's scratch directory.
-        cpu_overcommit_ratio: DuckDB threads for each CPU. memory_overcommit_ratio: DuckDB's share of the memory limit.
+        cpu_overcommit_ratio: DuckDB threads for each CPU.
+        memory_overcommit_ratio: DuckDB's share of the memory limit.
     """
 
     max_udf_cpu_limit = 3
