@@ -31,10 +31,13 @@ from smallpond_mpi.platform.process import (
     be_killed_first,
     die_with_parent,
     prefer_memory_of,
+    show_as,
 )
 
 DUMP_SIGNAL = signal.SIGUSR2
 """Makes a child write the tracebacks of all its threads to its log."""
+IDLE = "sp idle"
+"""What ps and top call a child without work; at work it has its attempt's name."""
 TOKEN_BYTES = 8
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -284,9 +287,11 @@ class Child:
         def checkpoint(state: bytes) -> None:
             self._say(Checkpoint(run.attempt, state))
 
+        show_as(str(run.attempt))
         began = time.monotonic()
         state, failure = performer.perform(run, self._blobs, checkpoint, self._gpu_tokens)
         elapsed_secs = time.monotonic() - began
+        show_as(IDLE)
         if os.getpid() != self._pid:
             os._exit(0)  # a fork made by the task came back here: it has no say
         retire = self._flush()
