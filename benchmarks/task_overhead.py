@@ -49,7 +49,7 @@ def ours(count: int, with_file: bool) -> dict[str, float]:
         def run(kind: type[Task], count: int) -> tuple[float, list[Task]]:
             tasks: list[Task] = [kind(session._runtime_ctx, [], [PartitionInfo()]) for _ in range(count)]
             begin = time.perf_counter()
-            session._loop.run(tasks)
+            session._job.loop.run(tasks)
             secs = time.perf_counter() - begin
             assert all(task.is_done and task.exec_id for task in tasks)
             return secs, tasks

@@ -11,6 +11,7 @@ from smallpond_mpi.common import DEFAULT_MAX_FAIL_COUNT, DEFAULT_MAX_RETRY_COUNT
 
 SpeculativeExec = Literal["disable", "enable", "aggressive"]
 ProgressStyle = Literal["auto", "bar", "lines", "none"]
+LogLevel = Literal["CRITICAL", "ERROR", "WARNING", "SUCCESS", "INFO", "DEBUG", "TRACE"]
 
 ENV_OF = {
     "job_id": "SP_JOBID",
@@ -41,9 +42,14 @@ class Config:
         heartbeat_secs: how often a rank says that it lives.
         late_secs: of silence, after which it gets no new task.
             gone_secs: after which its tasks go to others.
+        stop_executor_on_failure: a rank on which a task failed gets no more tasks, unless it is the last one.
+        fail_fast_on_failure: the first failure of a task ends the job; nothing is tried again.
         fault_inject_prob: with which probability a task fails on purpose.
         progress: `bar` (rich), `lines` (one every few seconds), `none` (no summary either), or `auto`: bar on a terminal, else lines.
         keep_intermediate: keep staging and temporary files after success.
+        console_log_level: how much is said on stderr: progress and summary up to INFO, results that are noteworthy at SUCCESS, else errors alone.
+        file_log_level: how much is written to log/scheduler.log.
+        output_path: where JobManager copies the result of a plan to.
     """
 
     job_id: str | None = None
@@ -62,6 +68,8 @@ class Config:
     speculative_exec: SpeculativeExec = "enable"
     prioritize_retry: bool = False
     nonzero_exitcode_as_oom: bool = False
+    stop_executor_on_failure: bool = False
+    fail_fast_on_failure: bool = False
     enforce_memory_limit: bool = False
     fault_inject_prob: float = 0.0
     enable_profiling: bool = False
@@ -73,6 +81,9 @@ class Config:
     gone_secs: float = 60.0
     progress: ProgressStyle = "auto"
     keep_intermediate: bool = False
+    console_log_level: LogLevel = "INFO"
+    file_log_level: LogLevel = "DEBUG"
+    output_path: str | None = None
     env_overrides: dict[str, str] = field(default_factory=dict)
 
     def resolved_data_root(self) -> str:
@@ -103,6 +114,8 @@ _POSITIVE = {"max_retry_count", "max_fail_count", "heartbeat_secs", "late_secs",
 _CHOICES: dict[str, tuple[str, ...]] = {
     "speculative_exec": get_args(SpeculativeExec),
     "progress": get_args(ProgressStyle),
+    "console_log_level": get_args(LogLevel),
+    "file_log_level": get_args(LogLevel),
 }
 
 

@@ -15,19 +15,61 @@ from typing import Any, NoReturn
 from smallpond_mpi.common import InvalidArgument, SmallpondError
 from smallpond_mpi.config import Config
 from smallpond_mpi.execution.model import SCHEDULER_RANK
-from smallpond_mpi.execution.worker import arrive
+from smallpond_mpi.execution.worker import Place, arrive
 from smallpond_mpi.platform.process import die_with_parent
 
 PACKAGE_DIR = os.path.dirname(os.path.abspath(__file__)) + os.sep
 LAUNCHER_DIED = signal.SIGRTMIN + 5
 LIBRARY_DIR = os.path.dirname(os.__file__) + os.sep
 
-_session: Any = None
+_place: Place | None = None
+_job: Any = None  # the last Job that was opened here; workers never load its class
 
 
 def current() -> Any:
-    """The session of this process, or None."""
-    return _session
+    """The job that this process schedules, or None."""
+    return _job
+
+
+def opened(job: Any) -> None:
+    """From now on signals, errors that nobody catches, and the end of the process are about this job."""
+    global _job
+    _job = job
+
+
+def take_place(env: Mapping[str, str]) -> Place:
+    """Rank 0's place in the world; other ranks serve rank 0 here, and never return.
+
+    Raises:
+        InvalidArgument: a job is open in this process, or the ranks of this launch have left with an earlier one.
+    """
+    global _place
+    if _job is not None and not _job.is_closed:
+        raise InvalidArgument(
+            "init() was called before: this process has a session already; use it, or call shutdown() on it first"
+        )
+    if _place is not None and not _place.has_left:
+        return _place
+    if _place is not None and _place.transport is not None:
+        raise InvalidArgument(
+            "init() after shutdown(): the other ranks have left; under a launcher a process has one session"
+        )
+    install_hooks()
+    place = arrive(env)
+    if place.rank != SCHEDULER_RANK:
+        place.serve()
+    if place.transport is not None:
+        end_with_launcher()
+    _place = place
+    return place
+
+
+def leave() -> None:
+    """This process schedules nothing any more: the ranks go, MPI is finalized. Does nothing the second time."""
+    if _place is not None and not _place.has_left:
+        has_failed = _job is None or _job.failure is not None
+        _place.dismiss()
+        _place.leave(exit_code_if_stuck=1 if has_failed else 0)
 
 
 def open_session(load_class: Callable[[], Any], load_config: Callable[[], Config], env: Mapping[str, str]) -> Any:
@@ -38,43 +80,29 @@ def open_session(load_class: Callable[[], Any], load_config: Callable[[], Config
     Raises:
         InvalidArgument: there is an open session already, or the ranks of this launch have left with an earlier one.
     """
-    global _session
-    if _session is not None and not _session._is_shut_down:
-        raise InvalidArgument(
-            "init() was called before: this process has a session already; use it, or call shutdown() on it first"
-        )
-    if _session is not None and _session._place.transport is not None:
-        raise InvalidArgument(
-            "init() after shutdown(): the other ranks have left; under a launcher a process has one session"
-        )
-    install_hooks()
-    place = arrive(env)
-    if place.rank != SCHEDULER_RANK:
-        place.serve()
-    if place.transport is not None:
-        end_with_launcher()
+    place = take_place(env)
     try:
         config = load_config()
-        _session = load_class()(config=config, place=place)
+        session = load_class()(config=config, place=place)
     except BaseException:
-        place.dismiss()
-        place.leave(exit_code_if_stuck=1)
+        leave()
         raise
-    return _session
+    opened(session._job)
+    return session
 
 
 def install_hooks() -> None:
-    """Errors of ours end the script with one clear message; SIGTERM ends it in order; the session is shut down at exit."""
+    """Errors of ours end the script with one clear message; SIGTERM ends it in order; the job is closed at exit."""
     if getattr(sys.excepthook, "of_smallpond_mpi", False):
         return
     previous = sys.excepthook
 
     def show(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
-        session = current()
-        if session is not None and session._failure is None:
-            session._failure = f"{kind.__name__}: {error}"
-        if session is not None:
-            session.show_summary()  # before the error: the last thing that is said is what went wrong
+        job = current()
+        if job is not None and job.failure is None:
+            job.failure = f"{kind.__name__}: {error}"
+        if job is not None:
+            job.show_summary()  # before the error: the last thing that is said is what went wrong
         if issubclass(kind, SmallpondError):
             sys.stderr.write(f"{_place_in_script(traceback)}smallpond_mpi: {kind.__name__}: {error}\n")
             sys.stderr.flush()
@@ -105,26 +133,30 @@ def end_with_launcher() -> None:
 
 
 def _on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
-    session = current()
-    if session is not None:
-        session._failure = "terminated (SIGTERM)"
+    job = current()
+    if job is not None:
+        job.failure = "terminated (SIGTERM)"
     _say_ended(f"{_place_of(frame)}smallpond_mpi: terminated (SIGTERM)")
     raise SystemExit(128 + signum)
 
 
 def _say_ended(what: str) -> None:
     """The job was ended from outside: say how it goes on. Written past Python's buffers: a signal may come while they are in use."""
-    session = current()
-    job = session._runtime_ctx.job_id if session is not None else None
-    again = f". Job {job} can be taken up where it was: start the script with SP_JOBID={job}" if job is not None else ""
+    job = current()
+    again = ""
+    if job is not None:
+        again = f". Job {job.ctx.job_id} can be taken up where it was: start the script with SP_JOBID={job.ctx.job_id}"
     with contextlib.suppress(OSError):  # stderr went to a launcher that is dead
         os.write(2, f"{what}{again}\n".encode())
 
 
 def _shut_down_at_exit() -> None:
-    session = current()
-    if session is not None:
-        session.shutdown()
+    try:
+        job = current()
+        if job is not None:
+            job.close()
+    finally:
+        leave()
 
 
 def _place_in_script(traceback: Any) -> str:

@@ -17,7 +17,8 @@ from smallpond_mpi.execution.executor.loop import ExecutorLoop
 from smallpond_mpi.execution.executor.sandbox import ForkServer
 from smallpond_mpi.execution.model import SCHEDULER_RANK, Capacity, Rank
 from smallpond_mpi.execution.protocol import Shutdown, encode
-from smallpond_mpi.execution.transport import nap_secs
+from smallpond_mpi.execution.transport import Transport, nap_secs
+from smallpond_mpi.execution.transport.local import local_pair
 from smallpond_mpi.forgotten import arrived
 from smallpond_mpi.platform import discover
 from smallpond_mpi.platform.binding import launched_by_mpi
@@ -36,6 +37,29 @@ class Place:
     capacity: Capacity
     server: ForkServer
     transport: Any
+    has_served: bool = False  # an earlier job of this process: its ranks are called back for the next
+    is_dismissed: bool = False  # the other ranks have been told to leave
+    has_left: bool = False
+
+    def __post_init__(self) -> None:
+        self.ranks = set(map(Rank, range(self.size)))
+        """Those that are there for a job, rank 0 among them."""
+        self._own: tuple[Transport, ExecutorLoop] | None = None
+
+    def own_executor(self) -> tuple[Transport, ExecutorLoop]:
+        """The executor that rank 0 always has, and the scheduler's way to it. It serves one job after the other."""
+        if self._own is None:
+            scheduler_end, executor_end = local_pair()
+            executor = ExecutorLoop(
+                executor_end,
+                rank=SCHEDULER_RANK,
+                peer=SCHEDULER_RANK,
+                capacity=self.capacity,
+                host=self.host,
+                server=self.server,
+            )
+            self._own = scheduler_end, executor
+        return self._own
 
     def serve(self) -> NoReturn:
         """Run tasks for rank 0 until it says that the session is over, then leave the process."""
@@ -69,12 +93,17 @@ class Place:
         os._exit(0)
 
     def dismiss(self) -> None:
-        """Tell the other ranks that there will be no session: they are serving already."""
-        for rank in range(1, self.size):
-            self.transport.send(Rank(rank), encode([Shutdown()]))
+        """Tell the other ranks, unless a job did so at its end, that there will be no (other) job: they are serving already."""
+        if not self.is_dismissed:
+            self.is_dismissed = True
+            for rank in self.ranks - {SCHEDULER_RANK}:
+                self.transport.send(rank, encode([Shutdown()]))
 
     def leave(self, exit_code_if_stuck: int = 0) -> None:
         """Rank 0's way out: its children go, MPI is finalized."""
+        self.has_left = True
+        if self._own is not None:
+            self._own[1].close()
         self.server.close(1.0)
         if self.transport is None:
             return

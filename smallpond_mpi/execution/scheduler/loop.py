@@ -16,7 +16,7 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import assert_never
 
@@ -75,6 +75,8 @@ from smallpond_mpi.faults import fault_point
 
 POLLING_GAP_SECS = 2.0
 """After so long without a poll the silence of ranks is ours, not theirs."""
+RELEASE_SECS = 15.0
+"""For ranks to end what runs there when a job is over. (They give up on processes that can't be killed after 10.)"""
 
 
 class SchedulerLoop:
@@ -112,6 +114,7 @@ class SchedulerLoop:
         self._outbox: dict[Rank, list[Message]] = {}
         self._capacities: dict[Rank, Capacity] = {}
         self._hosts: dict[Rank, str] = {}
+        self._lost: set[Rank] = set()
         self._blobs_sent: dict[Rank, set[bytes]] = {}
         self._ended: dict[TaskRuntimeId, Ended] = {}
         self._failures: dict[int, list[Failure]] = {}
@@ -120,6 +123,7 @@ class SchedulerLoop:
         # Where attempts wrote beside the user's own output paths: to be swept at the end.
         self.user_staging_roots: set[str] = set()
         self._finished: FinishJob | None = None
+        self._is_over = False  # ranks that join now wait for another job
         self._last_poll = clock()
         self._last_news = 0.0
 
@@ -133,6 +137,11 @@ class SchedulerLoop:
     @property
     def core(self) -> SchedulerCore:
         return self._core
+
+    def call_back(self, ranks: Iterable[Rank]) -> None:
+        """Have ranks that served an earlier job of this process kill what runs there and join this one."""
+        for rank in ranks:
+            self._say(rank, Reset())
 
     def wait_for_ranks(self, count: int, deadline_secs: float) -> None:
         """Poll until `count` ranks have joined (rank 0's own executor included) or the time is over."""
@@ -199,6 +208,18 @@ class SchedulerLoop:
         while self._finished is None and self._core.n_unfinished and self._clock() < deadline:
             self._turn()
 
+    def release(self, deadline_secs: float = RELEASE_SECS) -> set[Rank]:
+        """Nothing of this job shall run any more; returns the ranks that wait for another one."""
+        self._is_over = True
+        called = set(self._capacities)
+        self._capacities.clear()
+        self._lost.clear()
+        self.call_back(called)
+        deadline = self._clock() + deadline_secs
+        while called - self._capacities.keys() - self._lost and self._clock() < deadline:
+            self._turn()
+        return set(self._capacities)
+
     def shut_down(self, deadline_secs: float = 5.0) -> None:
         """Tell all ranks that the session is over."""
         for rank in list(self._capacities):
@@ -249,11 +270,14 @@ class SchedulerLoop:
                         self._on_message(source, message)
                 case PeerGone(peer, reason):
                     self._capacities.pop(peer, None)
+                    self._lost.add(peer)
                     self._observer.rank_lost(peer, reason)
                     self._handle(events.RankLost(peer, reason))
         return bool(arrived)
 
     def _on_message(self, rank: Rank, message: Message) -> None:
+        if rank not in self._hosts and not isinstance(message, (Joined, Broken)):
+            return  # what it says to an earlier job of this process: it has been called back, and will join
         match message:
             case Ended():
                 self._on_ended(rank, message)
@@ -278,6 +302,8 @@ class SchedulerLoop:
             )
         self._capacities[rank] = joined.capacity
         self._hosts[rank] = joined.host
+        if self._is_over:
+            return
         self._blobs_sent[rank] = set()
         self._say(rank, replace(self._welcome, log_path=self._ctx.paths.rank_log(rank)))
         self._handle(events.RankJoined(rank, joined.host, joined.capacity))

@@ -1,0 +1,257 @@
+"""One job on rank 0, from its lease to its status file: what a session and a JobManager run their tasks with.
+
+Place (ranks, rank 0's executor)  --serves-->  Job: lease, journal, context, scheduler's core and loop, planner
+                                                |  run(tasks)*      checked, brought to success, measured
+                                                '  close()          journal, staging, status; the ranks leave, or wait for another job
+"""
+
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+
+import cloudpickle
+
+from smallpond_mpi.common import DataRootUnusable, JobOwned
+from smallpond_mpi.config import Config
+from smallpond_mpi.execution.by_value import pickle_by_value_what_lies_beside
+from smallpond_mpi.execution.context import JobId, RuntimeContext
+from smallpond_mpi.execution.journal import EpochStarted, JobEnded, Journal, restore
+from smallpond_mpi.execution.lease import Lease
+from smallpond_mpi.execution.protocol import Welcome
+from smallpond_mpi.execution.scheduler.core import SchedulerCore
+from smallpond_mpi.execution.scheduler.intake import inputs_first
+from smallpond_mpi.execution.scheduler.limits import Limits
+from smallpond_mpi.execution.scheduler.loop import SchedulerLoop, remove_staging
+from smallpond_mpi.execution.scheduler.observe import Observer
+from smallpond_mpi.execution.scheduler.policy import Policy
+from smallpond_mpi.execution.task.base import Task
+from smallpond_mpi.execution.worker import Place
+from smallpond_mpi.faults import fault_point
+from smallpond_mpi.logical.node import Node, NodeId
+from smallpond_mpi.logical.planner import Planner
+
+JOIN_SECS = 30.0
+"""How long rank 0 waits for the executors of the other ranks before it plans with those that are there."""
+
+
+class Job:
+    """The right to run a job, and what runs it. `failure` is why it failed so far, None while all is well.
+
+    Raises:
+        DataRootUnusable: no files can be made under the data root. JobOwned: a live process runs this job.
+    """
+
+    def __init__(self, config: Config, place: Place) -> None:
+        self._config = config
+        self._place = place
+        self.failure: str | None = None
+        self.is_closed = False
+        check_data_root(config.resolved_data_root())
+        self.ctx = _context_of(config)
+        paths = self.ctx.paths
+        os.makedirs(paths.root, mode=0o700, exist_ok=True)
+        self._lease = Lease.take(paths.owner, os.environ)
+        try:
+            self._start_engine()
+        except BaseException:
+            self._lease.release()
+            raise
+
+    def _start_engine(self) -> None:
+        ctx, config, place = self.ctx, self._config, self._place
+        restored = restore(ctx.paths)
+        if restored.ended:
+            ctx.cleanup(remove_output_root=True)
+        ctx.initialize("0")
+        self._journal = Journal(ctx.paths, restored.epoch)
+        ctx.sched_epoch = restored.epoch
+        if restored.started is not None:
+            ctx.job_time = datetime.fromtimestamp(restored.started.job_time)
+            if config.random_seed is None:
+                ctx.random_seed = restored.started.random_seed
+        restored.use_seed(ctx.random_seed)
+        self._observer = Observer.for_terminal(
+            config.progress, str(ctx.job_id), sys.stderr, os.environ, ctx.paths.scheduler_log
+        )
+        local, executor = place.own_executor()
+        self.loop = SchedulerLoop(
+            ctx,
+            SchedulerCore(epoch=restored.epoch, policy=_policy_of(config)),
+            welcome=self._welcome(),
+            journal=self._journal,
+            restored=restored,
+            local=local,
+            executor=executor,
+            remote=place.transport,
+            observer=self._observer,
+        )
+        if place.has_served:
+            self.loop.call_back(place.ranks)
+        place.has_served = True
+        self.loop.wait_for_ranks(len(place.ranks), JOIN_SECS)
+        capacities = self.loop.capacities.values()
+        ctx.num_executors = max(1, len(capacities))
+        ctx.num_slots = max(1, sum(len(capacity.cpus) for capacity in capacities))
+        if restored.started is not None:
+            ctx.num_slots = restored.started.num_slots
+        settings = {name: value for name, value in asdict(config).items() if name not in ("job_time", "data_root")}
+        self._journal.append(EpochStarted(ctx.random_seed, ctx.job_time.timestamp(), ctx.num_slots, settings))
+        self._journal.sync(time.monotonic())
+        self.planner = Planner(ctx)
+        self._limits = Limits()
+
+    def _welcome(self) -> Welcome:
+        ctx = self.ctx
+        return Welcome(
+            ctx.sched_epoch,
+            cloudpickle.dumps(ctx, protocol=5),
+            ctx.paths.log,
+            ctx.paths.temp,
+            self._config.heartbeat_secs,
+            tuple(script_dirs()),
+            tuple(sorted({"SP_JOBID": str(ctx.job_id)}.items() | ctx.env_overrides.items())),
+        )
+
+    def run(self, targets: Sequence[Task], nodes: Mapping[NodeId, Node]) -> list[Task]:
+        """Bring tasks, and what they need, to success; returns those that were not done before. `nodes` are those that they were made from.
+
+        Raises:
+            BadInput: a task failed for what the user gave, or can be seen to. JobFailed: it failed for another reason.
+        """
+        pending = [task for task in inputs_first(targets) if not task.is_done]
+        if pending:
+            self._limits.check(pending, nodes, self.loop.capacities.values())
+            pickle_by_value_what_lies_beside(script_dirs())
+            try:
+                self.loop.run(targets)
+            except BaseException as error:
+                self.failure = f"{type(error).__name__}: {error}"
+                raise
+            self.failure = None
+        return pending
+
+    # the end
+
+    def show_summary(self) -> None:
+        """Say what the job did, once: at its end, or before the error that it ends with."""
+        self._observer.close(self.failure)
+
+    def close(self, keep_ranks: bool = False) -> None:
+        """End the job: after success what only the running job needed is removed. Does nothing the second time.
+
+        With `keep_ranks` the ranks wait for another job of this process; otherwise they leave.
+        """
+        if self.is_closed:
+            return
+        self.is_closed = True
+        try:
+            try:
+                if self.failure is not None:
+                    self.loop.stop(self.failure)
+            finally:
+                if keep_ranks:
+                    self._place.ranks = self.loop.release()
+                else:
+                    self._place.is_dismissed = True
+                    self.loop.shut_down()
+            self._close_journal()
+        except (DataRootUnusable, JobOwned) as error:
+            if self.failure is None:
+                self.failure = f"{type(error).__name__}: {error}"
+                raise
+        finally:
+            self.show_summary()
+            self._lease.release()
+
+    def _close_journal(self) -> None:
+        """Write down that the job ended. Only then, and only while no later epoch has begun, goes what it needed."""
+        ctx = self.ctx
+        self._journal.append(JobEnded(self.failure is None))
+        self._journal.close(time.monotonic())
+        fault_point("job.ended")
+        if self.failure is None and not self._config.keep_intermediate:
+            self.loop.remove_what_is_stale()
+            for root in self.loop.user_staging_roots:
+                sweep_staging(root, str(ctx.job_id))
+            ctx.cleanup(remove_output_root=self._config.remove_output_root)
+            fault_point("job.cleaned")
+        try:
+            with open(ctx.job_status_path, "w") as file:
+                file.write("success\n" if self.failure is None else f"failure: {self.failure}\n")
+        except OSError as error:
+            raise DataRootUnusable(error.errno, f"{ctx.job_status_path} can't be written: {error.strerror}") from None
+
+
+def check_data_root(data_root: str) -> None:
+    """Raise DataRootUnusable, saying why, unless files can be made under the data root."""
+    probe = os.path.join(data_root, f".probe-{socket.gethostname()}-{os.getpid()}")
+    try:
+        os.makedirs(data_root, exist_ok=True)
+        with open(probe, "wb") as file:
+            file.write(b"\0" * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+        os.unlink(probe)
+    except OSError as error:
+        raise DataRootUnusable(
+            error.errno,
+            f"data root {data_root} can't be written to: {error.strerror}; give another one by data_root= or SP_DATA_ROOT",
+        ) from None
+
+
+def _policy_of(config: Config) -> Policy:
+    return Policy(
+        max_retry_count=config.max_retry_count,
+        max_fail_count=1 if config.fail_fast_on_failure else config.max_fail_count,
+        speculative_exec=config.speculative_exec,
+        prioritize_retry=config.prioritize_retry,
+        nonzero_exitcode_as_oom=config.nonzero_exitcode_as_oom,
+        late_secs=config.late_secs,
+        gone_secs=config.gone_secs,
+    )
+
+
+def _context_of(config: Config) -> RuntimeContext:
+    return RuntimeContext(
+        JobId.of(config.job_id) if config.job_id else JobId.new(),
+        config.job_time or datetime.now(),
+        config.resolved_data_root(),
+        num_executors=config.num_executors or 1,
+        random_seed=config.random_seed,
+        env_overrides=config.env_overrides,
+        bind_numa_node=config.bind_numa_node,
+        enforce_memory_limit=config.enforce_memory_limit,
+        fault_inject_prob=config.fault_inject_prob,
+        enable_profiling=config.enable_profiling,
+        enable_diagnostic_metrics=config.enable_diagnostic_metrics,
+        remove_empty_parquet=config.remove_empty_parquet,
+        skip_task_with_empty_input=config.skip_task_with_empty_input,
+        secs_executor_probe_interval=config.heartbeat_secs,
+        console_log_level=config.console_log_level,
+        file_log_level=config.file_log_level,
+        output_path=config.output_path,
+    )
+
+
+def script_dirs() -> list[str]:
+    """The directories whose modules are the user's script: where it lies, or, in a notebook or shell, the working directory."""
+    main = sys.modules.get("__main__")
+    path = getattr(main, "__file__", None)
+    return [os.path.dirname(os.path.abspath(path))] if path else [os.getcwd()]
+
+
+def sweep_staging(root: str, job_id: str) -> None:
+    """Remove what attempts of this job left in the staging directory of a user's output path ({root}/{name}/{job_id}.{attempt})."""
+    if not os.path.isdir(root):
+        return
+    for name in os.listdir(root):
+        for attempt in os.listdir(os.path.join(root, name)):
+            if attempt.startswith(job_id):
+                remove_staging(os.path.join(root, name, attempt))
+    with contextlib.suppress(OSError):  # another job's staging is there too
+        os.rmdir(root)
