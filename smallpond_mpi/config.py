@@ -11,6 +11,7 @@ from smallpond_mpi.common import DEFAULT_MAX_FAIL_COUNT, DEFAULT_MAX_RETRY_COUNT
 
 SpeculativeExec = Literal["disable", "enable", "aggressive"]
 ProgressStyle = Literal["auto", "bar", "lines", "none"]
+TransportKind = Literal["mpi", "files"]
 LogLevel = Literal["CRITICAL", "ERROR", "WARNING", "SUCCESS", "INFO", "DEBUG", "TRACE"]
 
 ENV_OF = {
@@ -50,6 +51,7 @@ class Config:
         console_log_level: how much is said on stderr: progress and summary up to INFO, results that are noteworthy at SUCCESS, else errors alone.
         file_log_level: how much is written to log/scheduler.log.
         output_path: where JobManager copies the result of a plan to.
+        transport: `mpi`: executors are the other ranks of this launch; `files`: they are started by themselves and join through the data root.
     """
 
     job_id: str | None = None
@@ -84,6 +86,7 @@ class Config:
     console_log_level: LogLevel = "INFO"
     file_log_level: LogLevel = "DEBUG"
     output_path: str | None = None
+    transport: TransportKind = "mpi"
     env_overrides: dict[str, str] = field(default_factory=dict)
 
     def resolved_data_root(self) -> str:
@@ -116,6 +119,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "progress": get_args(ProgressStyle),
     "console_log_level": get_args(LogLevel),
     "file_log_level": get_args(LogLevel),
+    "transport": get_args(TransportKind),
 }
 
 

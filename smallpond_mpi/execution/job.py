@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 
@@ -117,6 +117,10 @@ class Job:
             tuple(sorted({"SP_JOBID": str(ctx.job_id)}.items() | ctx.env_overrides.items())),
         )
 
+    def notify(self, listener: Callable[[bool], None]) -> None:
+        """Have this called whenever something has changed, with whether the run has ended."""
+        self._observer.notify(listener)
+
     def run(self, targets: Sequence[Task], nodes: Mapping[NodeId, Node]) -> list[Task]:
         """Bring tasks, and what they need, to success; returns those that were not done before. `nodes` are those that they were made from.
 
@@ -210,6 +214,7 @@ def _policy_of(config: Config) -> Policy:
         max_fail_count=1 if config.fail_fast_on_failure else config.max_fail_count,
         speculative_exec=config.speculative_exec,
         prioritize_retry=config.prioritize_retry,
+        stop_executor_on_failure=config.stop_executor_on_failure,
         nonzero_exitcode_as_oom=config.nonzero_exitcode_as_oom,
         late_secs=config.late_secs,
         gone_secs=config.gone_secs,

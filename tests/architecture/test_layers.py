@@ -88,6 +88,7 @@ LAYERS: list[tuple[str, list[str], set[str]]] = [
             "execution.scheduler.summary",
             "execution.scheduler.eventlog",
             "execution.scheduler.story",
+            "execution.scheduler.view",
             "execution.scheduler.limits",
             "execution.scheduler.loop",
             "execution.vigil",

@@ -265,11 +265,15 @@ def _value_differences(name: str, text: str, owner: Any, attribute: str, scope: 
 
 def _same(wanted: Any, actual: Any) -> bool:
     if typing.get_origin(wanted) is not None:
-        mine = (typing.get_origin(actual), set(typing.get_args(actual)))
-        return (typing.get_origin(wanted), set(typing.get_args(wanted))) == mine
+        return _generic(wanted) == _generic(actual)
     if inspect.isfunction(wanted) or inspect.isclass(wanted):
         return wanted is actual
     return type(wanted) is type(actual) and bool(wanted == actual)
+
+
+def _generic(kind: Any) -> tuple[Any, set[str]]:
+    """A generic type's origin and its arguments in no order: some of them are lists."""
+    return typing.get_origin(kind), set(map(repr, typing.get_args(kind)))
 
 
 def _shown(value: Any) -> str:

@@ -24,6 +24,7 @@ from smallpond_mpi.execution.scheduler.graph import (
     RUNNING,
     WAITING,
     InvariantBroken,
+    TaskState,
 )
 from smallpond_mpi.execution.scheduler.patience import (
     end_job,
@@ -31,6 +32,7 @@ from smallpond_mpi.execution.scheduler.patience import (
     give_up,
     lose_rank,
     stop,
+    stop_rank,
     suspect,
     trust,
     watch_silence,
@@ -38,11 +40,11 @@ from smallpond_mpi.execution.scheduler.patience import (
 )
 from smallpond_mpi.execution.scheduler.placing import fill, go_on
 from smallpond_mpi.execution.scheduler.policy import Policy
-from smallpond_mpi.execution.scheduler.retry import SUSPICIOUS
+from smallpond_mpi.execution.scheduler.retry import COUNTED, SUSPICIOUS
 
 DEFAULT_POLICY = Policy()
 
-__all__ = ["InvariantBroken", "Policy", "RankCounts", "SchedulerCore", "StageCounts"]
+__all__ = ["InvariantBroken", "Policy", "RankCounts", "RankView", "SchedulerCore", "StageCounts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,18 @@ class RankCounts:
     joined: int
     late: int
     gone: int
+
+
+@dataclass(frozen=True, slots=True)
+class RankView:
+    """A rank at one moment, and the tasks of its attempts."""
+
+    number: Rank
+    host: str
+    is_open: bool  # may get new work
+    is_stopped: bool
+    is_gone: bool
+    tasks: tuple[TaskId, ...]
 
 
 class SchedulerCore:
@@ -172,6 +186,8 @@ class SchedulerCore:
             if event.failure in SUSPICIOUS:
                 suspect(board, rank, attempt.task)
             fail(board, attempt.task, event.failure, event.reason, rank, attempt.lane.grant.memory_bytes)
+            if board.policy.stop_executor_on_failure and event.failure in COUNTED:
+                stop_rank(board, rank)
         go_on(board, attempt.lane)
 
     def _accept(self, attempt: Attempt, event: ev.AttemptEnded) -> None:
@@ -285,6 +301,25 @@ class SchedulerCore:
         """joined, late or gone; None of a rank that never joined."""
         state = self._board.fleet.rank(rank)
         return None if state is None else state.status.value
+
+    def state_of(self, task: TaskId) -> TaskState:
+        """Where a task is."""
+        state = self._board.graph.state
+        return TaskState(state[task]) if 0 < task < len(state) else TaskState.ABSENT
+
+    def rank_views(self) -> list[RankView]:
+        """All ranks that ever joined, in the order in which they joined first."""
+        return [
+            RankView(
+                rank.number,
+                rank.host,
+                rank.is_open,
+                rank.is_stopped,
+                rank.status is GONE,
+                tuple(TaskId(attempt.task) for lane in rank.lanes for attempt in lane.attempts),
+            )
+            for rank in self._board.fleet.ranks.values()
+        ]
 
     def fail_count(self, task: TaskId) -> int:
         """How many attempts of the task have failed (lost, stopped and not started ones don't count)."""

@@ -162,6 +162,7 @@ class RankState:
         "is_resting",
         "is_silence_timed",
         "is_stop_timed",
+        "is_stopped",
         "lanes",
         "layout",
         "listed",
@@ -192,7 +193,8 @@ class RankState:
         self.heard_at = now
         self.status = JOINED
         self.is_resting = False
-        self.is_open = True  # may get new work: joined and not resting
+        self.is_stopped = False  # gets no more work until it joins anew
+        self.is_open = True  # may get new work: joined, not resting, not stopped
         self.reserved_for: ReadyQueue | None = None  # whose next task it is kept free for
         self.is_doubted = False  # a success here has something to clear: suspects, or that it is failing
         self.suspects: tuple[int, ...] = ()  # tasks that crashed here since the last success here
@@ -200,7 +202,7 @@ class RankState:
 
     def reopen(self) -> None:
         """Work out `is_open` again."""
-        self.is_open = self.status is JOINED and not self.is_resting
+        self.is_open = self.status is JOINED and not self.is_resting and not self.is_stopped
 
 
 class Fleet:
@@ -236,7 +238,7 @@ class Fleet:
 
     def suits(self, rank: RankState, shape: Shape) -> bool:
         """Whether the shape would fit if nothing ran on the rank."""
-        if shape.on_scheduler and rank.number != SCHEDULER_RANK:
+        if rank.is_stopped or (shape.on_scheduler and rank.number != SCHEDULER_RANK):
             return False
         return shape.need(rank.layout) is not None
 
@@ -340,6 +342,13 @@ class Fleet:
         for lane in lanes:
             self.close_lane(lane)
         return lanes
+
+    def stop_giving(self, rank: RankState) -> None:
+        """The rank gets no more work; what it has stays there."""
+        for shape in self.shapes:
+            shape.n_suitable -= self.suits(rank, shape)
+        rank.is_stopped = True
+        rank.reopen()
 
     def set_status(self, rank: RankState, status: RankStatus) -> None:
         """The only way a status changes, joining aside."""

@@ -8,7 +8,7 @@ What is kept grows with the number of nodes and ranks, never with that of tasks.
 numbers and nothing else; everything derived is derived when somebody looks.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from heapq import heappush, heapreplace
 from typing import Final, Protocol, TextIO
@@ -41,6 +41,7 @@ from smallpond_mpi.execution.task.base import Task
 
 MAX_SLOWEST: Final = 10
 LOG_SECS: Final = 5.0
+LISTENER_SECS: Final = 0.1
 
 
 class CoreCounts(Protocol):
@@ -83,7 +84,8 @@ class Observer:
         self._n_noted = 0
         self._now = 0.0
         self._began_at: float | None = None  # the current run
-        self._due = self._view_due = self._log_due = NEVER
+        self._listener: Callable[[bool], None] | None = None
+        self._due = self._view_due = self._log_due = self._listener_due = NEVER
         self._is_closed = False
 
     @classmethod
@@ -102,6 +104,14 @@ class Observer:
         """Ask this core what is running."""
         self._core = core
 
+    def notify(self, listener: Callable[[bool], None]) -> None:
+        """Call this whenever something has changed, not too often, with whether the run has ended."""
+        self._listener = listener
+
+    def _call_soon(self) -> None:
+        if self._listener is not None and self._began_at is not None:
+            self._listener_due = self._due = self._now
+
     # what happens
 
     def rank_joined(self, rank: Rank, host: str, capacity: Capacity) -> None:
@@ -112,6 +122,7 @@ class Observer:
         gpus = f", {count(len(capacity.gpus), 'GPU')}" if capacity.gpus else ""
         memory = f"{capacity.memory_bytes / GB:.1f} GB"
         self._say(f"rank {rank} joined: {host}, {count(len(capacity.cpus), 'CPU')}{gpus}, {memory}")
+        self._call_soon()
 
     def rank_lost(self, rank: Rank, reason: str) -> None:
         """It is gone, or was given up; once for each time that it had joined."""
@@ -121,6 +132,7 @@ class Observer:
         self._cpus -= known[1]
         self._ranks_lost.append(RankLoss(rank, known[0], reason))
         self._say(f"rank {rank} lost: {known[0]}: {reason}")
+        self._call_soon()
 
     def submitted(self, run: Sequence[Task], taken_up: Sequence[Task], now: float) -> None:
         """A run begins, if there is anything to run; what is taken up was done in an earlier epoch."""
@@ -141,7 +153,8 @@ class Observer:
             self._began_at = now
             self._view_due = self._view.begin(now) if self._view is not None else NEVER
             self._log_due = now + LOG_SECS if self._log is not None else NEVER
-            self._due = min(self._view_due, self._log_due)
+            self._listener_due = now if self._listener is not None else NEVER
+            self._due = min(self._view_due, self._log_due, self._listener_due)
         else:
             self._end_run()
 
@@ -235,6 +248,8 @@ class Observer:
         self._due = NEVER
         if self._began_at is None:
             return
+        if self._listener is not None:
+            self._listener(True)
         self._wall_secs += now - self._began_at
         self._say(f"{self._counts_text()}; the run {'was broken off' if reason is None else reason or 'succeeded'}")
         if self._log is not None:
@@ -272,7 +287,10 @@ class Observer:
             self._say(self._counts_text())
             self._log.flush()
             self._log_due = now + LOG_SECS
-        self._due = min(self._view_due, self._log_due)
+        if now >= self._listener_due and self._listener is not None:
+            self._listener(False)
+            self._listener_due = now + LISTENER_SECS
+        self._due = min(self._view_due, self._log_due, self._listener_due)
 
     @contextmanager
     def _as_long_as_somebody_reads(self) -> Iterator[None]:

@@ -73,6 +73,20 @@ def lose_rank(board: Board, rank: RankState, reason: str) -> None:
             board.again(attempt.task)
 
 
+def stop_rank(board: Board, rank: RankState) -> None:
+    """A task failed on this rank: it gets no more, if another one that has CPUs still does."""
+    others = (other for other in board.fleet.ranks.values() if other is not rank and other.status is not GONE)
+    if rank.is_stopped or not any(not other.is_stopped and other.layout.n_cpus for other in others):
+        return
+    if rank.reserved_for is not None:
+        board.release(rank.reserved_for)
+    had_a_rank = [queue for queue in board.queues.all if queue.shape.n_suitable]
+    board.fleet.stop_giving(rank)
+    for queue in had_a_rank:
+        watch_grace(board, queue)
+        _stop_avoiding_if_alone(board, queue)
+
+
 # failures
 
 

@@ -15,6 +15,7 @@ class Policy:
     max_not_started: int = 10  # times that no executor could even start a task
     max_deaths: int = 3  # ranks that died while they ran one task
     nonzero_exitcode_as_oom: bool = False
+    stop_executor_on_failure: bool = False  # a rank on which a task failed gets no more, unless it is the last
     prioritize_retry: bool = False  # a retry goes to the front of its queue, not to the end
 
     late_secs: float = 15.0  # of silence, after which a rank gets no new tasks

@@ -12,6 +12,8 @@ MAX_STORY = 12
 """Lines of a task's story that are kept: the first half and the last half."""
 
 UNCOUNTED = frozenset({FailureKind.LOST, FailureKind.STOPPED, FailureKind.NOT_STARTED})
+COUNTED = frozenset(FailureKind) - UNCOUNTED - {FailureKind.BAD_INPUT}
+"""Kinds of which another attempt, maybe elsewhere, may be free."""
 ELSEWHERE = frozenset({FailureKind.SIGNAL, FailureKind.EXIT_CODE, FailureKind.TIMEOUT, FailureKind.NOT_STARTED})
 SUSPICIOUS = frozenset({FailureKind.SIGNAL, FailureKind.NOT_STARTED})
 """Kinds that can be the fault of the rank."""
