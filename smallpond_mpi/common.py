@@ -146,7 +146,14 @@ def first_value_in_dict(d: dict[K, V]) -> V | None:
 
 
 def get_nth_partition(items: Sequence[V], n: int, npartitions: int) -> Sequence[V]:
-    """The n-th of `npartitions` contiguous parts, whose lengths differ by at most 1 (longer ones first)."""
+    """The n-th of `npartitions` contiguous parts, whose lengths differ by at most 1 (longer ones first).
+
+    Raises:
+        InvalidArgument: there is no n-th part.
+    """
+    _check_npartitions(npartitions)
+    if not 0 <= n < npartitions:
+        raise InvalidArgument(f"of {npartitions} partitions there is no number {n}: they are 0 to {npartitions - 1}")
     size, longer = divmod(len(items), npartitions)
     begin = n * size + min(n, longer)
     return items[begin : begin + size + (1 if n < longer else 0)]
@@ -154,12 +161,19 @@ def get_nth_partition(items: Sequence[V], n: int, npartitions: int) -> Sequence[
 
 def split_into_rows(items: Sequence[V], npartitions: int) -> list[Sequence[V]]:
     """`npartitions` contiguous parts whose lengths differ by at most 1."""
+    _check_npartitions(npartitions)
     return [get_nth_partition(items, n, npartitions) for n in range(npartitions)]
 
 
 def split_into_cols(items: Sequence[V], npartitions: int) -> list[list[V]]:
     """`npartitions` parts; item i goes to part i modulo npartitions."""
+    _check_npartitions(npartitions)
     return [list(items[n::npartitions]) for n in range(npartitions)]
+
+
+def _check_npartitions(npartitions: int) -> None:
+    if npartitions < 1:
+        raise InvalidArgument(f"the number of partitions must be at least 1, not {npartitions}")
 
 
 def next_power_of_two(x: int) -> int:

@@ -148,16 +148,20 @@ class ParquetDataSet(DataSet):
     @property
     def resolved_row_ranges(self) -> list[RowRange]:
         """The rows of this dataset by file. Opens the footers of files of which nothing is known yet."""
+        return self._row_ranges(None)
+
+    def _row_ranges(self, filesystem: AbstractFileSystem | None) -> list[RowRange]:
+        """As above, of files that lie in `filesystem`."""
         ranges = self._ranges_as_known()
         unknown = [item.path for item in ranges if not item.is_known]
         if not unknown:
             return ranges
         try:
-            footers = read_footers(unknown)
+            footers = read_footers(unknown, filesystem)
         except CorruptInput as error:
             if not isinstance(error.__cause__, IsADirectoryError) or not self._go_into_directories():
                 raise
-            return self.resolved_row_ranges
+            return self._row_ranges(filesystem)
         if len(unknown) == len(ranges):
             self._is_promoted = self._types_differ([(item.facts.path, item.schema) for item in footers])
         found = iter(footers)
@@ -189,7 +193,7 @@ class ParquetDataSet(DataSet):
 
     def _check_schemas(self, filesystem: AbstractFileSystem | None = None) -> bool:
         """Hold the files' schemas against each other, once; whether types differ (but fit)."""
-        ranges = self.resolved_row_ranges
+        ranges = self._row_ranges(filesystem)
         if self._is_promoted is None:
             distinct = list({item.path: item for item in ranges}.values())
             schemas: list[tuple[str, pa.Schema]] = []
@@ -245,7 +249,7 @@ class ParquetDataSet(DataSet):
     ) -> str:
         """A parenthesised query of exactly these rows. With `conn`, small ranges of many files are read once and become a view of it."""
         use_filesystem(conn, filesystem)
-        ranges = self.resolved_row_ranges
+        ranges = self._row_ranges(filesystem)
         generated = self.generated_columns or []
         if conn is not None and not self.union_by_name and fits_a_view(ranges, generated):
             return view_of_rows(ranges, self.columns, conn)
@@ -261,7 +265,7 @@ class ParquetDataSet(DataSet):
         """All rows, in memory, read by Arrow, or by `conn` if that is given."""
         if conn is not None and self.num_files:
             return super().to_arrow_table(max_workers, filesystem, conn)
-        ranges = self.resolved_row_ranges
+        ranges = self._row_ranges(filesystem)
         generated = self.generated_columns or []
         return load_ranges(ranges, self.columns, max_workers, filesystem, self.union_by_name, generated)
 
@@ -275,7 +279,7 @@ class ParquetDataSet(DataSet):
         check_batch_size(batch_size)
         if conn is not None and self.num_files:
             return super().to_batch_reader(batch_size, filesystem, conn)
-        ranges = self.resolved_row_ranges
+        ranges = self._row_ranges(filesystem)
         generated = self.generated_columns or []
         return batch_reader(ranges, self.columns, batch_size, filesystem, self.union_by_name, generated)
 

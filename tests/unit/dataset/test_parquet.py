@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 
 import duckdb
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -355,3 +356,25 @@ def test_a_directory_with_a_suffix_is_entered_when_rows_are_needed(write, tmp_pa
     assert (dataset.num_rows, dataset.num_files) == (3, 3)
     assert both(dataset) == [0, 1, 2]
     assert not ParquetDataSet([str(tmp_path / "spark.parquet")]).empty
+
+
+def test_files_of_another_file_system(tmp_path):
+    """Nothing of what is read, footers included, is looked for on the local one."""
+    memory = fsspec.filesystem("memory")
+    paths = []
+    for number in range(3):
+        path = f"memory://{tmp_path.name}/{number}.parquet"
+        with memory.open(path, "wb") as file:
+            pq.write_table(ROWS.slice(number, 2), file)
+        paths.append(path)
+    expected = [0, 1, 1, 2, 2, 3]
+
+    def dataset():
+        return ParquetDataSet(paths)
+
+    assert dataset().to_arrow_table(filesystem=memory).column("a").to_pylist() == expected
+    assert dataset().to_batch_reader(4, filesystem=memory).read_all().column("a").to_pylist() == expected
+    with duckdb.connect() as conn:
+        assert dataset().to_arrow_table(filesystem=memory, conn=conn).column("a").to_pylist() == expected
+        fragment = dataset().sql_query_fragment(memory, conn)
+        assert conn.sql(f"SELECT a FROM {fragment}").fetchall() == [(a,) for a in expected]

@@ -2,6 +2,7 @@
 
 import os
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -200,3 +201,17 @@ def test_a_level_goes_only_to_codecs_that_have_one(tmp_path, compression):
     path = str(tmp_path / "x.parquet")
     assert parquet_write_table(ROWS, path, compression=compression, compression_level=3).num_rows == 100
     assert pq.read_table(path).equals(ROWS)
+
+
+def test_another_file_system(tmp_path):
+    memory = fsspec.filesystem("memory")
+    where = f"/{tmp_path.name}"
+    (dumped,) = dump_to_parquet_files(ROWS, where, filesystem=memory, row_group_size=40)
+    assert dumped.file_bytes == memory.size(f"{where}/data-0.parquet")
+    written = parquet_write_table(ROWS.slice(0, 5), f"{where}/more.parquet", memory)
+    assert written.num_rows == 5
+    both = [dumped.path, written.path]
+    expected = pa.concat_tables([ROWS, ROWS.slice(0, 5)])
+    assert load_from_parquet_files(both, filesystem=memory).equals(expected)
+    assert read_parquet_files_into_table(both, ["s"], memory).equals(expected.select(["s"]))
+    assert build_batch_reader_from_files(both, batch_size=7, filesystem=memory).read_all().equals(expected)
