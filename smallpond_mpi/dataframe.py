@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from smallpond_mpi import arguments
 from smallpond_mpi.common import DATA_PARTITION_COLUMN_NAME, DEFAULT_BATCH_SIZE, BadInput, InvalidArgument, WrongType
+from smallpond_mpi.execution.task.sort_key import sort_keys
 from smallpond_mpi.logical.dataset import (
     ArrowTableDataSet,
     CsvDataSet,
@@ -25,9 +26,11 @@ from smallpond_mpi.logical.node import (
     LimitNode,
     Node,
     ProjectionNode,
+    SortNode,
     SqlEngineNode,
     UnionNode,
 )
+from smallpond_mpi.logical.node.sort import cut_for_sort
 from smallpond_mpi.rows import ExplodeRows, FilterRows, MapBatches, MapRows, ShuffleRows
 from smallpond_mpi.session import SessionBase
 
@@ -183,6 +186,28 @@ class DataFrame:
         """Sort each partition by SQL expressions, e.g. `["a", "b desc"]`."""
         keys = ", ".join(arguments.texts(by, "by"))
         return self._sql(f"select * from {{0}} order by {keys}", **kwargs)
+
+    def sort(
+        self,
+        by: str | list[str],
+        descending: bool | list[bool] = False,
+        nulls_last: bool | list[bool] = True,
+        npartitions: int | None = None,
+        **kwargs: Any,
+    ) -> "DataFrame":
+        """Sort all rows: partition by partition they are in order, in `to_arrow` and in files by their names.
+
+        Args:
+            by: columns or SQL expressions; `"a desc nulls first"` is understood too.
+            descending, nulls_last: for all of `by`, or a list of one for each. NULL comes last by default, in both directions, as in DuckDB.
+            npartitions: how many partitions the rows are sorted in; None: what the job's CPUs need.
+
+        Rows that compare equal are in one partition, in no particular order.
+        """
+        keys = sort_keys(arguments.texts(by, "by"), descending, nulls_last)
+        count = None if npartitions is None else arguments.whole_number(npartitions, "npartitions", 1)
+        ranges = cut_for_sort(self.plan, keys, count, self.session._runtime_ctx.num_slots or 1)
+        return self.session._frame(SortNode, (ranges,), sort_keys=keys, **kwargs)
 
     def filter(self, sql_or_func: str | Callable[[Row], bool], **kwargs: Any) -> "DataFrame":
         """Keep the rows for which an SQL condition, or a function of a row, is true."""

@@ -26,6 +26,7 @@ from smallpond_mpi.logical.node.pairing import (
 )
 from smallpond_mpi.logical.node.partition import PartitionNode
 from smallpond_mpi.logical.node.plan import LogicalPlan, LogicalPlanVisitor
+from smallpond_mpi.logical.node.range_partition import SplitPointsNode
 from smallpond_mpi.logical.node.reshape import ConsolidateNode, ProjectionNode, UnionNode
 from smallpond_mpi.logical.node.source_sink import DataSinkNode, DataSourceNode, RootNode
 from smallpond_mpi.logical.node.sql import LimitNode, SqlEngineNode
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 TaskGroup = list[Task]
 AnyTask = TypeVar("AnyTask", bound=Task)
+T = TypeVar("T")
 
 FINAL_RESULTS = "FinalResults"
 PRODUCERS_PER_SLOT = 2
@@ -273,9 +275,14 @@ class Planner(LogicalPlanVisitor[TaskGroup]):
         return max(1, min(node.max_num_producer_tasks, card, PRODUCERS_PER_SLOT * slots))
 
     def _partitions(self, node: PartitionNode, depth: int) -> TaskGroup:
-        shares = self._shares(node, self._input_tasks(node, depth), self.max_producers(node))
+        tasks = [self.visit(dep, depth + 1) for dep in node.input_deps]
+        cut, everywhere = split_off(tasks, node.num_broadcast_inputs)
+        shares = self._shares(node, [task for group in cut for task in group], self.max_producers(node))
         producers = [
-            self._producer(node, share, [PartitionInfo(index, len(shares))]) for index, share in enumerate(shares)
+            self._producer(
+                node, [share, *(task for group in everywhere for task in group)], [PartitionInfo(index, len(shares))]
+            )
+            for index, share in enumerate(shares)
         ]
         return self._consumers(node, producers, [TOPLEVEL])
 
@@ -307,14 +314,25 @@ class Planner(LogicalPlanVisitor[TaskGroup]):
         consumers: TaskGroup = []
         for cell in cells:
             infos = list(cell.infos)
-            whole = cell.tasks[0]
-            if len(cell.tasks) > 1:
-                whole = self._adopt(node, node.create_merge_task(self.runtime_ctx, list(cell.tasks), infos))
-            consumers.extend(self._consumers(node, [self._producer(node, whole, infos)], infos))
+            cut, everywhere = split_off(cell.tasks, node.num_broadcast_inputs)
+            whole = cut[0]
+            if len(cut) > 1:
+                whole = self._adopt(node, node.create_merge_task(self.runtime_ctx, list(cut), infos))
+            consumers.extend(self._consumers(node, [self._producer(node, [whole, *everywhere], infos)], infos))
         return consumers
 
-    def _producer(self, node: PartitionNode, share: Task, infos: list[PartitionInfo]) -> Task:
-        task = self._adopt(node, node.create_producer_task(self.runtime_ctx, [share], infos))
+    def visit_split_points_node(self, node: SplitPointsNode, depth: int) -> TaskGroup:
+        """One task for all inputs together, or, for points of nested partitions, for each of these."""
+        if not node.nested:
+            return [self._adopt(node, node.create_task(self.runtime_ctx, self._input_tasks(node, depth), [TOPLEVEL]))]
+        inputs = [merged_cells(self.visit(dep, depth + 1)) for dep in node.input_deps]
+        return [
+            self._adopt(node, node.create_task(self.runtime_ctx, list(cell.tasks), list(cell.infos)))
+            for cell in self._paired(node, inputs)
+        ]
+
+    def _producer(self, node: PartitionNode, inputs: TaskGroup, infos: list[PartitionInfo]) -> Task:
+        task = self._adopt(node, node.create_producer_task(self.runtime_ctx, inputs, infos))
         if node.output_name is not None and task.output_name is None:
             # A producer that moves no data: its named output are files of its inputs.
             task.output_name = node.output_name
@@ -334,6 +352,11 @@ class Planner(LogicalPlanVisitor[TaskGroup]):
             )
             for index in range(node.npartitions)
         ]
+
+
+def split_off(items: Sequence[T], count: int) -> tuple[Sequence[T], Sequence[T]]:
+    """All but the last `count` items, and these."""
+    return items[: len(items) - count], items[len(items) - count :]
 
 
 def check_sinks(plan: LogicalPlan) -> None:

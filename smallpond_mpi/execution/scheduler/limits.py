@@ -44,19 +44,22 @@ class Limits:
         for task in tasks:
             check_early(task)
             node = nodes.get(NodeId(task.node_id))
-            has_gpus = task.gpu_limit <= largest.gpus
-            if has_gpus and node is not None and node.cpu_limit_asked <= largest.cpus < task.cpu_limit:
-                self._clamp_cpus(node, task, largest.cpus)
+            if node is not None and task.gpu_limit <= largest.gpus:
+                self._clamp(node, task, largest)
             _check_resources(task, largest)
 
-    def _clamp_cpus(self, node: Node, task: Task, most: int) -> None:
-        """Nobody asked for these CPUs: a rule of ours did (8 for a GPU), which smaller ranks need not meet."""
-        if not self._has_clamped:
+    def _clamp(self, node: Node, task: Task, largest: _Largest) -> None:
+        """What nobody asked for, but a default or a rule of ours brought (8 CPUs for a GPU), smaller ranks need not meet."""
+        clamped = []
+        if node.cpu_limit_asked <= largest.cpus < task.cpu_limit:
+            clamped.append(f"{task.cpu_limit} CPUs (using {largest.cpus})")
+            task._cpu_limit = largest.cpus
+        if node.memory_limit_asked is None and largest.memory_bytes < (task.memory_limit or 0):
+            clamped.append(f"{task.memory_limit:,} bytes of memory (using {largest.memory_bytes:,})")
+            task._memory_limit = largest.memory_bytes
+        if clamped and not self._has_clamped:
             self._has_clamped = True
-            logger.warning(
-                "%s: %d CPUs a task, the default, are more than any rank has: using %d", node, task.cpu_limit, most
-            )
-        task._cpu_limit = most
+            logger.warning("%s: what a task takes by default is more than any rank has: %s", node, ", ".join(clamped))
 
 
 def _check_resources(task: Task, largest: _Largest) -> None:

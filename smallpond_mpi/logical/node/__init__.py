@@ -30,6 +30,9 @@ _NAMES = {
     "DataSetPartitionNode": "smallpond_mpi.logical.node.partition",
     "HashPartitionNode": "smallpond_mpi.logical.node.hash_partition",
     "ShuffleNode": "smallpond_mpi.logical.node.hash_partition",
+    "RangePartitionNode": "smallpond_mpi.logical.node.range_partition",
+    "SplitPointsNode": "smallpond_mpi.logical.node.range_partition",
+    "SortNode": "smallpond_mpi.logical.node.sort",
     "LogicalPlan": "smallpond_mpi.logical.node.plan",
     "LogicalPlanVisitor": "smallpond_mpi.logical.node.plan",
 }

@@ -31,7 +31,10 @@ DEMO_DIR = os.path.join(PACKAGE_DIR, "demo", "")
 
 STAYS_HERE = frozenset({"ctx", "input_deps", "perf_metrics", "_process_func"})
 CHANGES_NO_RESULT = frozenset(
-    {"id", "location", "cpu_limit", "cpu_limit_asked", "gpu_limit", "memory_limit", "timeout_secs", "isolated"}
+    {
+        *("id", "location", "timeout_secs", "isolated"),
+        *("cpu_limit", "cpu_limit_asked", "gpu_limit", "memory_limit", "memory_limit_asked"),
+    }
 )
 
 
@@ -157,6 +160,7 @@ class Node:
         self.cpu_limit_asked = self._whole_number("cpu_limit", cpu_limit, 1)
         self.cpu_limit = max(self.cpu_limit_asked, math.ceil(CPUS_PER_GPU * self.gpu_limit))
         self.memory_limit = None if memory_limit is None else int(self._number("memory_limit", memory_limit, 1))
+        self.memory_limit_asked = self.memory_limit
         self.perf_metrics: dict[str, list[float]] = {}
         self.id = ctx.new_node_id()
 

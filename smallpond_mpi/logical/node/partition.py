@@ -31,6 +31,8 @@ class PartitionNode(Node):
 
     max_num_producer_tasks = 100
     max_card_of_producers_x_consumers = 4096000
+    # So many of the last inputs, of one partition each, go to every producer beside its share of the others.
+    num_broadcast_inputs = 0
     visit_method = "visit_partition_node"
 
     def __init__(

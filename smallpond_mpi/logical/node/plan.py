@@ -1,15 +1,19 @@
 """The whole of a plan: its nodes in order, how it reads as text and as a graph, and visitors over it."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar, cast
 
 from smallpond_mpi.common import InvalidArgument
+from smallpond_mpi.execution.task.sort_key import SortKey
 from smallpond_mpi.logical.node.base import Context, Node, NodeId, shapes, topological
 from smallpond_mpi.logical.node.compute import ArrowComputeNode, ArrowStreamNode, PythonScriptNode
 from smallpond_mpi.logical.node.hash_partition import HashPartitionNode
 from smallpond_mpi.logical.node.partition import PartitionNode
+from smallpond_mpi.logical.node.range_partition import RangePartitionNode, SplitPointsNode
 from smallpond_mpi.logical.node.reshape import ConsolidateNode, ProjectionNode, UnionNode
+from smallpond_mpi.logical.node.sort import SortNode
 from smallpond_mpi.logical.node.source_sink import DataSinkNode, DataSourceNode, RootNode
 from smallpond_mpi.logical.node.sql import LimitNode, SqlEngineNode
 
@@ -58,6 +62,10 @@ class LogicalPlanVisitor(Generic[T]):
 
     def visit_partition_node(self, node: PartitionNode, depth: int) -> T:
         """Partition nodes of all kinds."""
+        return self.visit_node(node, depth)
+
+    def visit_split_points_node(self, node: SplitPointsNode, depth: int) -> T:
+        """Where a range partitioning cuts."""
         return self.visit_node(node, depth)
 
     def visit_python_script_node(self, node: PythonScriptNode, depth: int) -> T:
@@ -165,6 +173,10 @@ def details(node: Node) -> list[str]:
             )
             if isinstance(node, HashPartitionNode) and node.hash_columns:
                 found.append(f"hash_columns: {', '.join(node.hash_columns)}")
+            if isinstance(node, RangePartitionNode) and node.sort_keys:
+                found.append(f"by: {shown_keys(node.sort_keys)}")
+        case SortNode() | SplitPointsNode():
+            found.append(f"by: {shown_keys(node.sort_keys)}")
         case ConsolidateNode():
             found.append(f"dimensions: {', '.join(node.dimensions) or 'none'}")
         case ProjectionNode():
@@ -172,6 +184,11 @@ def details(node: Node) -> list[str]:
     if node.output_name:
         found.append(f"output_name: {node.output_name}")
     return [line if len(line) <= MAX_DETAIL else line[: MAX_DETAIL - 3] + "..." for line in found]
+
+
+def shown_keys(keys: Iterable[SortKey]) -> str:
+    """What is compared, as ORDER BY has it."""
+    return ", ".join(f"{key.by} {key.direction}" for key in keys)
 
 
 def measured(node: Node) -> list[str]:

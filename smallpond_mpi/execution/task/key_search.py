@@ -1,0 +1,81 @@
+"""Where keys stand among split points: a binary search of whole arrays, for what `create_sort_key` makes.
+
+Keys of few bytes are whole numbers. Others are blobs, of which none is the beginning of another: they are compared eight bytes at a time, as
+one number, and only rows that agree with some point so far go on to the next eight. Most rows are placed by their first eight bytes; what a
+common beginning of all keys costs is a step for all rows each eight bytes, not a comparison of texts for each row and point.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from smallpond_mpi.io.packed import Int64s
+
+WORD = 8
+# By how many bytes a key has left: a mask for those bytes of a word that are the key's.
+MASKS = np.array([(1 << 64) - (1 << 8 * (WORD - left)) for left in range(WORD + 1)], np.uint64)
+
+
+def points_at_or_before(keys: pa.Array, points: pa.Array) -> Int64s:
+    """For each key how many of `points` (ascending) are equal to it or before it."""
+    if pa.types.is_integer(keys.type):
+        found: Int64s = np.searchsorted(_numbers(points), _numbers(keys), side="right").astype(np.int64)
+        return found
+    found = np.zeros(len(keys), np.int64)
+    if len(keys) and len(points):
+        _place(_Words(keys), _Words(points), found)
+    return found
+
+
+def _numbers(array: pa.Array) -> Any:
+    return array.to_numpy(zero_copy_only=False)
+
+
+class _Words:
+    """Blobs as rows of big-endian words of eight bytes, padded with zeros."""
+
+    def __init__(self, blobs: pa.Array) -> None:
+        blobs = blobs.cast(pa.large_binary())
+        _, offsets, content = blobs.buffers()
+        self.starts = np.frombuffer(offsets, np.int64)[blobs.offset : blobs.offset + len(blobs) + 1]
+        end = int(self.starts[-1])
+        # A word may be read at the last byte.
+        self.bytes = np.zeros(end + WORD, np.uint8)
+        self.bytes[:end] = np.frombuffer(content or b"", np.uint8)[:end]
+        self.at = np.ndarray((end + 1,), ">u8", self.bytes, strides=(1,))
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def word(self, rows: Any, number: int) -> Any:
+        """The `number`-th word of some rows; 0 for rows that are shorter."""
+        begin = self.starts[rows] + number * WORD
+        left = np.clip(self.starts[rows + 1] - begin, 0, WORD)
+        return self.at[np.minimum(begin, len(self.at) - 1)].astype(np.uint64) & MASKS[left]
+
+    def longest(self, rows: Any) -> int:
+        """Bytes of the longest of some rows."""
+        return int((self.starts[rows + 1] - self.starts[rows]).max())
+
+
+def _place(keys: _Words, points: _Words, found: Int64s) -> None:
+    """Fill `found`: groups of rows that agree with a run of points (first..stop-1) in all words so far are placed within that run."""
+    groups = [(np.arange(len(keys)), 0, len(points), 0)]
+    while groups:
+        rows, first, stop, number = groups.pop()
+        run = np.arange(first, stop)
+        words = points.word(run, number)
+        mine = keys.word(rows, number)
+        low = np.searchsorted(words, mine, side="left")
+        high = np.searchsorted(words, mine, side="right")
+        found[rows] = first + high
+        if (number + 1) * WORD >= points.longest(run):
+            continue  # what agrees to the end is equal
+        tied = np.flatnonzero(low < high)
+        if len(tied):
+            # In one run all agree in this word, so that a run is known by its beginning.
+            order = tied[np.argsort(low[tied], kind="stable")]
+            borders = np.flatnonzero(np.diff(low[order])) + 1
+            for group in np.split(order, borders):
+                groups.append((rows[group], first + int(low[group[0]]), first + int(high[group[0]]), number + 1))
