@@ -23,6 +23,7 @@ REFERENCE = {
     "api/udf.md": ("smallpond_mpi.logical.udf",),
     "api/planner.md": ("smallpond_mpi.logical.planner", "smallpond_mpi.logical.optimizer"),
     "api/task.md": ("smallpond_mpi.execution.task",),
+    "api/manager.md": ("smallpond_mpi.execution.manager", "smallpond_mpi.execution.scheduler"),
     "api/workqueue.md": ("smallpond_mpi.execution.workqueue",),
     "api/arrow.md": ("smallpond_mpi.io.arrow", "smallpond_mpi.utility"),
     "api/filesystem.md": ("smallpond_mpi.io.filesystem",),

@@ -230,7 +230,7 @@ def _parameter_differences(
         if one.name in ours and ours[one.name].kind is not one.KEYWORD_ONLY:
             if positions.index(one.name) != position:
                 yield Difference(name, f"parameter {one.name} is not number {position + 1}")
-        elif not takes_any_position:
+        elif not takes_any_position and (one.name in ours or takes_any_keyword):
             yield Difference(name, f"parameter {one.name} can't be given by position")
     for one in wanted:
         mine = ours.get(one.name)
