@@ -14,6 +14,7 @@ ProgressStyle = Literal["auto", "bar", "lines", "none"]
 TransportKind = Literal["mpi", "files"]
 LogLevel = Literal["CRITICAL", "ERROR", "WARNING", "SUCCESS", "INFO", "DEBUG", "TRACE"]
 
+DEFAULT_DATA_ROOT = "~/.smallpond_mpi/data"
 ENV_OF = {
     "job_id": "SP_JOBID",
     "job_time": "SP_JOB_TIME",
@@ -91,7 +92,7 @@ class Config:
 
     def resolved_data_root(self) -> str:
         """Absolute."""
-        return os.path.abspath(os.path.expanduser(self.data_root or "~/.smallpond_mpi/data"))
+        return os.path.abspath(os.path.expanduser(self.data_root or DEFAULT_DATA_ROOT))
 
 
 def resolve(arguments: Mapping[str, Any], env: Mapping[str, str]) -> Config:

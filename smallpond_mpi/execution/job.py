@@ -7,16 +7,17 @@ Place (ranks, rank 0's executor)  --serves-->  Job: lease, journal, context, sch
 
 import contextlib
 import os
+import shutil
 import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 
 import cloudpickle
 
-from smallpond_mpi.common import DataRootUnusable, JobOwned
+from smallpond_mpi.common import DataRootUnusable, JobFailed, JobOwned
 from smallpond_mpi.config import Config
 from smallpond_mpi.execution.by_value import pickle_by_value_what_lies_beside
 from smallpond_mpi.execution.context import JobId, RuntimeContext
@@ -30,11 +31,15 @@ from smallpond_mpi.execution.scheduler.loop import SchedulerLoop, remove_staging
 from smallpond_mpi.execution.scheduler.observe import Observer
 from smallpond_mpi.execution.scheduler.policy import Policy
 from smallpond_mpi.execution.task.base import Task
+from smallpond_mpi.execution.transport import Transport
+from smallpond_mpi.execution.transport.files import FileTransport
 from smallpond_mpi.execution.worker import Place
 from smallpond_mpi.faults import fault_point
 from smallpond_mpi.logical.node import Node, NodeId
 from smallpond_mpi.logical.planner import Planner
 
+FIRST_JOIN_SECS = 3600.0
+"""How long a scheduler waits for the first executor that joins by files, and later for one that is large enough: they may be in a batch system's queue."""
 JOIN_SECS = 30.0
 """How long rank 0 waits for the executors of the other ranks before it plans with those that are there."""
 
@@ -78,6 +83,7 @@ class Job:
         self._observer = Observer.for_terminal(
             config.progress, str(ctx.job_id), sys.stderr, os.environ, ctx.paths.scheduler_log
         )
+        remote = self._open_queue() if config.transport == "files" else place.transport
         local, executor = place.own_executor()
         self.loop = SchedulerLoop(
             ctx,
@@ -87,13 +93,13 @@ class Job:
             restored=restored,
             local=local,
             executor=executor,
-            remote=place.transport,
+            remote=remote,
             observer=self._observer,
         )
         if place.has_served:
             self.loop.call_back(place.ranks)
         place.has_served = True
-        self.loop.wait_for_ranks(len(place.ranks), JOIN_SECS)
+        self._wait_for_ranks()
         capacities = self.loop.capacities.values()
         ctx.num_executors = max(1, len(capacities))
         ctx.num_slots = max(1, sum(len(capacity.cpus) for capacity in capacities))
@@ -104,6 +110,27 @@ class Job:
         self._journal.sync(time.monotonic())
         self.planner = Planner(ctx)
         self._limits = Limits()
+
+    def _open_queue(self) -> Transport:
+        """Let executors join through the data root; what earlier runs left there is nobody's: this one has the lease."""
+        paths = self.ctx.paths
+        shutil.rmtree(paths.queue, ignore_errors=True)
+        if self._config.num_executors != 0:
+            self._place.leave_computing_to_others()
+        return FileTransport.open(paths.queue_of(self._lease.nonce))
+
+    def _wait_for_ranks(self) -> None:
+        if self._config.transport == "mpi":
+            self.loop.wait_for_ranks(len(self._place.ranks), JOIN_SECS)
+            return
+        wanted = 1 if self._config.num_executors is None else self._config.num_executors
+        if wanted == 0:
+            return
+        _say_how_to_join(self.ctx)
+        self.loop.wait_for_ranks(2, FIRST_JOIN_SECS)
+        self.loop.wait_for_ranks(1 + wanted, JOIN_SECS)
+        if len(self.loop.capacities) < 2:
+            raise JobFailed(f"no executor has joined job {self.ctx.job_id} within {FIRST_JOIN_SECS:g} seconds")
 
     def _welcome(self) -> Welcome:
         ctx = self.ctx
@@ -177,6 +204,7 @@ class Job:
         ctx = self.ctx
         self._journal.append(JobEnded(self.failure is None))
         self._journal.close(time.monotonic())
+        shutil.rmtree(ctx.paths.queue, ignore_errors=True)
         fault_point("job.ended")
         if self.failure is None and not self._config.keep_intermediate:
             self.loop.remove_what_is_stale()
@@ -208,8 +236,15 @@ def check_data_root(data_root: str) -> None:
         ) from None
 
 
+def _say_how_to_join(ctx: RuntimeContext) -> None:
+    sys.stderr.write(
+        f"smallpond_mpi: waiting for executors: python {sys.argv[0]} executor --data_root {ctx.data_root} --job_id {ctx.job_id}\n"
+    )
+    sys.stderr.flush()
+
+
 def _policy_of(config: Config) -> Policy:
-    return Policy(
+    policy = Policy(
         max_retry_count=config.max_retry_count,
         max_fail_count=1 if config.fail_fast_on_failure else config.max_fail_count,
         speculative_exec=config.speculative_exec,
@@ -219,6 +254,7 @@ def _policy_of(config: Config) -> Policy:
         late_secs=config.late_secs,
         gone_secs=config.gone_secs,
     )
+    return replace(policy, unmet_grace_secs=FIRST_JOIN_SECS) if config.transport == "files" else policy
 
 
 def _context_of(config: Config) -> RuntimeContext:

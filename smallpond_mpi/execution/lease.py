@@ -93,6 +93,11 @@ class Lease:
         fault_point("lease.taken")
         return lease
 
+    @property
+    def nonce(self) -> str:
+        """What tells this lease from every other."""
+        return self._owner.nonce
+
     def renew(self) -> bool:
         """Show that this process lives. False if the lease is another's by now: that one took this process for dead."""
         with self._writing:
@@ -159,6 +164,14 @@ def _read(path: str) -> tuple[Owner | None, str]:
     """Who is written down, and the text itself: it changes with each renewal."""
     with open(path, errors="replace") as file:
         return _parse(file.read())
+
+
+def read_owner(path: str) -> tuple[Owner | None, str]:
+    """Who holds the lease, None if nobody ever did or it was released; and a text that changes as long as the owner lives."""
+    try:
+        return _read(path)
+    except OSError:
+        return None, ""
 
 
 def _parse(text: str) -> tuple[Owner | None, str]:

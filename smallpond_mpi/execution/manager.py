@@ -171,6 +171,9 @@ def run_plan(
     manifest_only: bool = True,
 ) -> ExecutionPlan:
     """Run a plan as a job of its own; the finished plan, also if the job failed."""
+    if config.transport == "files" and place.has_served:  # rank 0's executor computed then
+        entry.leave()
+        place = entry.take_place(os.environ)
     job = Job(config, place)
     entry.opened(job)
     try:

@@ -6,6 +6,7 @@
     temp/       scratch of attempts                      removed after success
     log/        a log and its index a rank, scheduler.log    kept
     journal/    {epoch}.log, one writer each             kept until the job is done
+    queue/      messages of executors that join by files  removed at the end
     owner       lease of the process that runs the job
     status      "success", or "failure" and why
 """
@@ -58,6 +59,14 @@ class JobPaths:
     def messages(self) -> str:
         """Payloads, datasets and states that are too big for a message."""
         return join(self.staging, "messages")
+
+    @property
+    def queue(self) -> str:
+        """Runs of schedulers whose executors join by files, each named by the nonce of its lease."""
+        return join(self.root, "queue")
+
+    def queue_of(self, nonce: str) -> str:
+        return join(self.queue, nonce)
 
     @property
     def log(self) -> str:

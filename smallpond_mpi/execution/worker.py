@@ -8,8 +8,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from smallpond_mpi.execution import vigil
@@ -46,6 +46,10 @@ class Place:
         """Those that are there for a job, rank 0 among them."""
         self._own: tuple[Transport, ExecutorLoop] | None = None
 
+    def leave_computing_to_others(self) -> None:
+        """Executors that join by files may be on this host: what rank 0 runs is only what must run here. Before the first job."""
+        self.capacity = replace(self.capacity, cpus=(), gpus=(), numa_nodes=())
+
     def own_executor(self) -> tuple[Transport, ExecutorLoop]:
         """The executor that rank 0 always has, and the scheduler's way to it. It serves one job after the other."""
         if self._own is None:
@@ -75,15 +79,7 @@ class Place:
             server=self.server,
             watched_parent=os.getppid(),
         )
-        try:
-            last_news = time.monotonic()
-            while not executor.finished:
-                if executor.step(0.0):
-                    last_news = time.monotonic()
-                    continue
-                executor.nap(nap_secs(time.monotonic() - last_news))
-        finally:
-            executor.close()
+        work(executor)
         _flush()
         if executor.reason:
             sys.stderr.write(f"smallpond_mpi: rank {self.rank} on {self.host} leaves: {executor.reason}\n")
@@ -109,6 +105,19 @@ class Place:
             return
         _flush()
         self.transport.finalize(FINALIZE_SECS, exit_code_if_stuck)
+
+
+def work(executor: ExecutorLoop, wants_out: Callable[[], bool] = lambda: False) -> None:
+    """Run what rank 0 sends until the executor has finished, or somebody wants it to."""
+    try:
+        last_news = time.monotonic()
+        while not executor.finished and not wants_out():
+            if executor.step(0.0):
+                last_news = time.monotonic()
+                continue
+            executor.nap(nap_secs(time.monotonic() - last_news))
+    finally:
+        executor.close()
 
 
 def _flush() -> None:

@@ -9,6 +9,7 @@ import functools
 import os
 import signal
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 PR_SET_PDEATHSIG = 1
@@ -170,3 +171,40 @@ def proportional_bytes(pid: int) -> int:
     except (OSError, IndexError):
         return 0
     return total
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessMark:
+    """A process, so that it is told from any other on any host: kernel, namespace of process ids, id, and start in clock ticks after boot."""
+
+    boot_id: str
+    namespace: str
+    pid: int
+    started_ticks: int
+
+
+def mark_of_this_process() -> ProcessMark:
+    """The mark of the process that asks."""
+    return ProcessMark(_boot_id(), os.readlink("/proc/self/ns/pid"), os.getpid(), _started_ticks(os.getpid()) or 0)
+
+
+def is_dead(mark: ProcessMark) -> bool | None:
+    """Whether a process has ended (zombies have); None where this one can't see it: on another host or in another namespace."""
+    if mark.boot_id != _boot_id() or mark.namespace != os.readlink("/proc/self/ns/pid"):
+        return None
+    return _started_ticks(mark.pid) != mark.started_ticks
+
+
+def _boot_id() -> str:
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
+
+
+def _started_ticks(pid: int) -> int | None:
+    """When a process started; None of one that has ended."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            after_name = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if after_name[0] in (b"Z", b"X") else int(after_name[19])

@@ -92,6 +92,7 @@ LAYERS: list[tuple[str, list[str], set[str]]] = [
             "execution.scheduler.limits",
             "execution.scheduler.loop",
             "execution.vigil",
+            "execution.joining",
             "execution.worker",
         ],
         {"mpi4py", "rich"},

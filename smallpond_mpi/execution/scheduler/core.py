@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from smallpond_mpi.execution.model import Rank, SpecKind, TaskId
+from smallpond_mpi.execution.model import FailureKind, Rank, SpecKind, TaskId
 from smallpond_mpi.execution.scheduler import events as ev
 from smallpond_mpi.execution.scheduler.board import Board
 from smallpond_mpi.execution.scheduler.commands import AcceptAttempt, Command, DiscardAttempt, StopRank
@@ -248,7 +248,8 @@ class SchedulerCore:
         rank = self._board.fleet.rank(event.rank)
         self._board.fenced.pop(event.rank, None)  # what it was told before may never have reached it
         if rank is not None and rank.status is not GONE:
-            lose_rank(self._board, rank, event.reason)
+            kind = FailureKind.STOPPED if event.has_left else FailureKind.LOST
+            lose_rank(self._board, rank, event.reason, kind)
 
     # time
 

@@ -32,6 +32,7 @@ class RankReported:
 class RankLost:
     rank: Rank
     reason: str
+    has_left: bool = False  # in order: what ran there is not suspected of its death
 
 
 @dataclass(frozen=True, slots=True)

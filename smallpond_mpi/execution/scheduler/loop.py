@@ -268,11 +268,11 @@ class SchedulerLoop:
                 case Received(source, frame):
                     for message in decode(frame):
                         self._on_message(source, message)
-                case PeerGone(peer, reason):
+                case PeerGone(peer, reason, has_left):
                     self._capacities.pop(peer, None)
                     self._lost.add(peer)
                     self._observer.rank_lost(peer, reason)
-                    self._handle(events.RankLost(peer, reason))
+                    self._handle(events.RankLost(peer, reason, has_left))
         return bool(arrived)
 
     def _on_message(self, rank: Rank, message: Message) -> None:

@@ -48,7 +48,7 @@ def give_rank_up(board: Board, rank: RankState, reason: str) -> None:
     lose_rank(board, rank, reason)
 
 
-def lose_rank(board: Board, rank: RankState, reason: str) -> None:
+def lose_rank(board: Board, rank: RankState, reason: str, kind: FailureKind = FailureKind.LOST) -> None:
     """The attempts of a rank are over: those that ran are lost, those that waited there are as if never sent."""
     if rank.reserved_for is not None:
         board.release(rank.reserved_for)
@@ -65,7 +65,7 @@ def lose_rank(board: Board, rank: RankState, reason: str) -> None:
         if attempt.is_stopping or board.graph.state[attempt.task] != RUNNING:
             continue
         if was_running:
-            fail(board, attempt.task, FailureKind.LOST, reason, rank, 0)
+            fail(board, attempt.task, kind, reason, rank, 0)
         elif not board.has_current(attempt.task):
             board.trouble(attempt.task).tell(
                 f"an attempt that waited on rank {rank.number} was lost with it ({reason})"

@@ -1,4 +1,4 @@
-"""How frames get from one rank to another: one Protocol, two ways (`mpi`, `local`). A transport decides nothing."""
+"""How frames get from one rank to another: one Protocol, three ways (`mpi`, `local`, `files`). A transport decides nothing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,10 +17,11 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class PeerGone:
-    """The transport knows that a peer is dead. Told once."""
+    """The transport knows that a peer is dead, or has left in order. Told once."""
 
     peer: Rank
     reason: str
+    has_left: bool = False
 
 
 MIN_NAP_SECS = 0.00005
