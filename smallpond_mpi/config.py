@@ -11,9 +11,12 @@ from smallpond_mpi.common import DEFAULT_MAX_FAIL_COUNT, DEFAULT_MAX_RETRY_COUNT
 
 SpeculativeExec = Literal["disable", "enable", "aggressive"]
 ProgressStyle = Literal["auto", "bar", "lines", "none"]
+MemoryAllocator = Literal["system", "jemalloc", "mimalloc"]
 TransportKind = Literal["mpi", "files"]
 LogLevel = Literal["CRITICAL", "ERROR", "WARNING", "SUCCESS", "INFO", "DEBUG", "TRACE"]
 
+LEVELS = {"TRACE": 5, "DEBUG": 10, "INFO": 20, "SUCCESS": 25, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
+"""The numbers that `logging` gives these levels, or would give them."""
 DEFAULT_DATA_ROOT = "~/.smallpond_mpi/data"
 ENV_OF = {
     "job_id": "SP_JOBID",
@@ -46,11 +49,12 @@ class Config:
             gone_secs: after which its tasks go to others.
         stop_executor_on_failure: a rank on which a task failed gets no more tasks, unless it is the last one.
         fail_fast_on_failure: the first failure of a task ends the job; nothing is tried again.
+        memory_allocator: Arrow's memory pool in tasks: system, jemalloc, mimalloc, or Arrow's own choice.
         fault_inject_prob: with which probability a task fails on purpose.
         progress: `bar` (rich), `lines` (one every few seconds), `none` (no summary either), or `auto`: bar on a terminal, else lines.
         keep_intermediate: keep staging and temporary files after success.
-        console_log_level: how much is said on stderr: progress and summary up to INFO, results that are noteworthy at SUCCESS, else errors alone.
-        file_log_level: how much is written to log/scheduler.log.
+        console_log_level: how much is said on stderr: progress and a summary up to INFO, warnings up to WARNING, why a job failed always.
+        file_log_level: how much is written to log/scheduler.log: counts every few seconds at DEBUG, ranks and runs at INFO, failures at WARNING.
         output_path: where JobManager copies the result of a plan to.
         transport: `mpi`: executors are the other ranks of this launch; `files`: they are started by themselves and join through the data root.
     """
@@ -62,7 +66,7 @@ class Config:
     num_executors: int | None = None
     ray_address: str | None = None
     bind_numa_node: bool = False
-    memory_allocator: str | None = None
+    memory_allocator: MemoryAllocator | None = None
     platform: str | None = None
     remove_output_root: bool = True
     random_seed: int | None = None
@@ -87,7 +91,8 @@ class Config:
     console_log_level: LogLevel = "INFO"
     file_log_level: LogLevel = "DEBUG"
     output_path: str | None = None
-    transport: TransportKind = "mpi"
+    transport: MemoryAllocator = Literal["system", "jemalloc", "mimalloc"]
+TransportKind = "mpi"
     env_overrides: dict[str, str] = field(default_factory=dict)
 
     def resolved_data_root(self) -> str:
@@ -121,6 +126,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "console_log_level": get_args(LogLevel),
     "file_log_level": get_args(LogLevel),
     "transport": get_args(TransportKind),
+    "memory_allocator": get_args(MemoryAllocator),
 }
 
 

@@ -6,6 +6,7 @@ Place (ranks, rank 0's executor)  --serves-->  Job: lease, journal, context, sch
 """
 
 import contextlib
+import logging
 import os
 import shutil
 import socket
@@ -18,7 +19,7 @@ from datetime import datetime
 import cloudpickle
 
 from smallpond_mpi.common import DataRootUnusable, JobFailed, JobOwned
-from smallpond_mpi.config import Config
+from smallpond_mpi.config import LEVELS, Config
 from smallpond_mpi.execution.by_value import pickle_by_value_what_lies_beside
 from smallpond_mpi.execution.context import JobId, RuntimeContext
 from smallpond_mpi.execution.journal import EpochStarted, JobEnded, Journal, restore
@@ -35,6 +36,7 @@ from smallpond_mpi.execution.transport import Transport
 from smallpond_mpi.execution.transport.files import FileTransport
 from smallpond_mpi.execution.worker import Place
 from smallpond_mpi.faults import fault_point
+from smallpond_mpi.io.memory import MEMORY_POOL_VARIABLE, check_memory_pool
 from smallpond_mpi.logical.node import Node, NodeId
 from smallpond_mpi.logical.planner import Planner
 
@@ -80,8 +82,15 @@ class Job:
             if config.random_seed is None:
                 ctx.random_seed = restored.started.random_seed
         restored.use_seed(ctx.random_seed)
+        logging.getLogger("smallpond_mpi").setLevel(LEVELS[config.console_log_level])
+        shows = LEVELS[config.console_log_level] <= logging.INFO
         self._observer = Observer.for_terminal(
-            config.progress, str(ctx.job_id), sys.stderr, os.environ, ctx.paths.scheduler_log
+            config.progress if shows else "none",
+            str(ctx.job_id),
+            sys.stderr,
+            os.environ,
+            ctx.paths.scheduler_log,
+            LEVELS[config.file_log_level],
         )
         remote = self._open_queue() if config.transport == "files" else place.transport
         local, executor = place.own_executor()
@@ -134,6 +143,10 @@ class Job:
 
     def _welcome(self) -> Welcome:
         ctx = self.ctx
+        env = {"SP_JOBID": str(ctx.job_id)}
+        if self._config.memory_allocator is not None:
+            check_memory_pool(self._config.memory_allocator)
+            env[MEMORY_POOL_VARIABLE] = self._config.memory_allocator
         return Welcome(
             ctx.sched_epoch,
             cloudpickle.dumps(ctx, protocol=5),
@@ -141,7 +154,7 @@ class Job:
             ctx.paths.temp,
             self._config.heartbeat_secs,
             tuple(script_dirs()),
-            tuple(sorted({"SP_JOBID": str(ctx.job_id)}.items() | ctx.env_overrides.items())),
+            tuple(sorted((env | ctx.env_overrides).items())),
         )
 
     def notify(self, listener: Callable[[bool], None]) -> None:

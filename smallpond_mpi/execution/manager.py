@@ -10,7 +10,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from smallpond_mpi import entry
 from smallpond_mpi.common import (
@@ -20,7 +20,7 @@ from smallpond_mpi.common import (
     JobOwned,
     SmallpondError,
 )
-from smallpond_mpi.config import ENV_OF, Config, LogLevel, SpeculativeExec, resolve
+from smallpond_mpi.config import ENV_OF, Config, LogLevel, MemoryAllocator, SpeculativeExec, resolve
 from smallpond_mpi.execution.job import Job
 from smallpond_mpi.execution.scheduler.view import Scheduler
 from smallpond_mpi.execution.task.plan import ExecutionPlan
@@ -98,7 +98,7 @@ class JobManager:
         remove_output_root: bool = False,
         skip_task_with_empty_input: bool = False,
         manifest_only_final_results: bool = True,
-        memory_allocator: Literal["system", "jemalloc", "mimalloc"] = "mimalloc",
+        memory_allocator: MemoryAllocator = "mimalloc",
         memory_purge_delay: int = 10000,
         bind_numa_node: bool = False,
         enforce_memory_limit: bool = False,
@@ -158,6 +158,8 @@ class JobManager:
         settings = {name: value for name, value in options.items() if name not in MEANINGLESS}
         settings["env_overrides"] = environment_of(settings.pop("env_variables") or ())
         settings["data_root"] = self.data_root
+        if settings["memory_allocator"] == defaults["memory_allocator"]:
+            settings["memory_allocator"] = None  # Arrow's own choice is the same, and a variable may say otherwise
         chosen = {name for name, value in settings.items() if value != defaults.get(name)}
         env = {variable: os.environ.get(variable, "") for name, variable in ENV_OF.items() if name not in chosen}
         return resolve({**settings, **more}, env)

@@ -39,6 +39,7 @@ from smallpond_mpi.execution.protocol import RunTask, Welcome
 from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.execution.workqueue import WorkItem, WorkQueue
+from smallpond_mpi.io.memory import MEMORY_POOL_VARIABLE, use_memory_pool
 
 PACKAGE_DIR = os.path.join(os.path.dirname(os.path.abspath(common.__file__)), "")
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -232,6 +233,7 @@ class Performer:
         self._host = host
         self._siblings: dict[bytes, tuple[type[Task], dict[str, Any]]] = {}
         self.reusable = True
+        use_memory_pool(os.environ.get(MEMORY_POOL_VARIABLE))
 
     def perform(
         self,

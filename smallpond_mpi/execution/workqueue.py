@@ -1,14 +1,22 @@
 """A piece of work, its status, and the queue that its checkpoints are pushed to while it runs."""
 
+import contextlib
 import copy
+import itertools
+import os
+import pickle
 import queue
+import random as randomness
 import time
+from collections.abc import Iterable
 from typing import Any
 
-from smallpond_mpi.common import NonzeroExitCode, OutOfMemory
+import cloudpickle
+
+from smallpond_mpi.common import MB, NonzeroExitCode, OutOfMemory
 from smallpond_mpi.execution.model import WorkStatus
 
-__all__ = ["WorkItem", "WorkQueue", "WorkQueueInMemory", "WorkStatus"]
+__all__ = ["WorkItem", "WorkQueue", "WorkQueueInMemory", "WorkQueueOnFilesystem", "WorkStatus"]
 
 
 class WorkItem:
@@ -194,3 +202,95 @@ class WorkQueueInMemory(WorkQueue):
         for item in self._buffered:
             self._queue.put(copy.copy(item))
         self._buffered.clear()
+
+
+class WorkQueueOnFilesystem(WorkQueue):
+    """Between processes that share a directory: an item is a file, and whoever renames it away has it. No locks.
+
+        {workq_root}/enqueued/{time}.{process}.{number} --rename--> {workq_root}/dequeued/...
+
+    (Our own scheduler and executors don't use it: see transport/files.py.)
+
+    Args:
+        workq_root: is made if it is not there.
+        sort: pop what was pushed first, by the clocks of the processes that pushed. random: pop in any order, so that many processes seldom
+            reach for the same item.
+    """
+
+    buffer_size = 16 * MB
+    """Bytes of items pushed with `buffering` at which they are written out."""
+
+    def __init__(self, workq_root: str, sort: bool = True, random: bool = False) -> None:
+        super().__init__()
+        self.workq_root = os.path.abspath(workq_root)
+        self.sort = sort
+        self.random = random
+        self._enqueued = os.path.join(self.workq_root, "enqueued")
+        self._dequeued = os.path.join(self.workq_root, "dequeued")
+        self._pickled: list[bytes] = []
+        self._pickled_bytes = 0
+        self._numbers = itertools.count()
+        for directory in (self._enqueued, self._dequeued):
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+
+    def push(self, item: WorkItem, buffering: bool = False) -> None:
+        """Put an item, as it is now, at the end; with `buffering` at the next flush, or when there is enough to write."""
+        data = cloudpickle.dumps(item, protocol=5)
+        self._pickled.append(data)
+        self._pickled_bytes += len(data)
+        if not buffering or self._pickled_bytes >= self.buffer_size:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was pushed with `buffering`."""
+        pickled, self._pickled, self._pickled_bytes = self._pickled, [], 0
+        for data in pickled:
+            name = f"{time.time_ns():020d}.{os.uname().nodename}.{os.getpid()}.{next(self._numbers):09d}"
+            beside = os.path.join(self.workq_root, f".{name}")
+            with open(beside, "wb") as file:
+                file.write(data)
+            os.rename(beside, os.path.join(self._enqueued, name))
+
+    def pop(self, count: int = 1) -> list[WorkItem]:
+        """At most `count` items, none if there are none; no other process gets these."""
+        items: list[WorkItem] = []
+        for name in self._names(self._enqueued):
+            if len(items) == count:
+                break
+            taken = os.path.join(self._dequeued, name)
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                os.rename(os.path.join(self._enqueued, name), taken)
+                items += _loaded([taken])
+        return items
+
+    def size(self) -> int:
+        """How many items wait."""
+        return len(os.listdir(self._enqueued))
+
+    def list_enqueued(self, expand_batch: bool = True) -> list[WorkItem]:
+        """The items that wait. (Each is a file of its own: there are no batches to expand.)"""
+        return _loaded(os.path.join(self._enqueued, name) for name in self._names(self._enqueued))
+
+    def list_dequeued(self, expand_batch: bool = True) -> list[WorkItem]:
+        """The items that were popped, as they were when pushed."""
+        return _loaded(os.path.join(self._dequeued, name) for name in self._names(self._dequeued))
+
+    def list_works(self, expand_batch: bool = True) -> list[WorkItem]:
+        """All items that were ever pushed: those popped, then those that wait."""
+        return self.list_dequeued() + self.list_enqueued()
+
+    def _names(self, directory: str) -> list[str]:
+        names = os.listdir(directory)
+        if self.random:
+            randomness.shuffle(names)
+        elif self.sort:
+            names.sort()
+        return names
+
+
+def _loaded(paths: Iterable[str]) -> list[WorkItem]:
+    items: list[WorkItem] = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:  # popped since it was listed
+            items.append(pickle.load(file))
+    return items

@@ -8,6 +8,7 @@ Lines are kept in memory and written a few times a minute. It is a file of ours,
 import time
 from collections.abc import Callable
 from datetime import datetime
+from logging import DEBUG, INFO
 from typing import Final
 
 MAX_PENDING: Final = 200
@@ -17,17 +18,20 @@ MAX_LINES: Final = 20_000
 
 
 class EventLog:
-    """Appends to a file. A disk that is full costs the log, never the job: `problem` says what happened."""
+    """Appends to a file what is at least as weighty as `least` (numbers as in `logging`). A disk that is full costs the log, never the job: `problem` says what happened."""
 
-    def __init__(self, path: str, wall_clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: str, least: int = DEBUG, wall_clock: Callable[[], float] = time.time) -> None:
         self.problem = ""
         self._path = path
+        self._least = least
         self._wall_clock = wall_clock
         self._pending: list[str] = []
         self._said = 0
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, level: int = INFO) -> None:
         """Add a line."""
+        if level < self._least:
+            return
         self._said += 1
         if self._said > MAX_LINES:
             return

@@ -11,6 +11,7 @@ numbers and nothing else; everything derived is derived when somebody looks.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from heapq import heappush, heapreplace
+from logging import DEBUG, ERROR, INFO, WARNING
 from typing import Final, Protocol, TextIO
 
 from smallpond_mpi.common import GB
@@ -90,14 +91,20 @@ class Observer:
 
     @classmethod
     def for_terminal(
-        cls, style: str, job_id: str, stream: TextIO, env: Mapping[str, str], log_path: str | None = None
+        cls,
+        style: str,
+        job_id: str,
+        stream: TextIO,
+        env: Mapping[str, str],
+        log_path: str | None = None,
+        file_level: int = DEBUG,
     ) -> "Observer":
         """An observer that shows a job's progress and its summary on a stream, in a style of Config.progress."""
         return cls(
             job_id,
             view=view_for(style, stream, env),
             stream=None if style == "none" else stream,
-            log=EventLog(log_path) if log_path else None,
+            log=EventLog(log_path, file_level) if log_path else None,
         )
 
     def watch(self, core: CoreCounts) -> None:
@@ -131,7 +138,7 @@ class Observer:
             return
         self._cpus -= known[1]
         self._ranks_lost.append(RankLoss(rank, known[0], reason))
-        self._say(f"rank {rank} lost: {known[0]}: {reason}")
+        self._say(f"rank {rank} lost: {known[0]}: {reason}", WARNING)
         self._call_soon()
 
     def submitted(self, run: Sequence[Task], taken_up: Sequence[Task], now: float) -> None:
@@ -233,7 +240,8 @@ class Observer:
             where = f" on rank {failure.rank} ({failure.host})" if failure.rank >= 0 else ""
             self._say(
                 f"attempt {attempt} of {task.key} {partitions_of(task)}{where} failed after {secs_text(elapsed_secs)}: "
-                f"{failure.kind.value}: {failure.type_name}: {failure.message}"
+                f"{failure.kind.value}: {failure.type_name}: {failure.message}",
+                WARNING,
             )
 
     def tick(self, now: float) -> None:
@@ -267,7 +275,7 @@ class Observer:
         self.finished(failure, self._now)
         summary = self.summary(failure)
         if self._log is not None:
-            self._say("the session ends" + (f": {failure}" if failure is not None else ""))
+            self._say(f"the job ends: {failure}" if failure is not None else "the job ends", ERROR if failure else INFO)
             if not summary.is_empty:
                 for line in lines_of(summary):
                     self._say(line)
@@ -284,7 +292,7 @@ class Observer:
             with self._as_long_as_somebody_reads():
                 self._view_due = self._view.show(self.progress(now), now)
         if now >= self._log_due and self._log is not None:
-            self._say(self._counts_text())
+            self._say(self._counts_text(), DEBUG)
             self._log.flush()
             self._log_due = now + LOG_SECS
         if now >= self._listener_due and self._listener is not None:
@@ -364,6 +372,6 @@ class Observer:
             f"{done:,} of {count(total, 'task')} done, {bytes_text(written)} written, {count(failed, 'attempt')} failed"
         )
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, level: int = INFO) -> None:
         if self._log is not None:
-            self._log.say(text)
+            self._log.say(text, level)
