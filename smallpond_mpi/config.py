@@ -91,8 +91,7 @@ class Config:
     console_log_level: LogLevel = "INFO"
     file_log_level: LogLevel = "DEBUG"
     output_path: str | None = None
-    transport: MemoryAllocator = Literal["system", "jemalloc", "mimalloc"]
-TransportKind = "mpi"
+    transport: TransportKind = "mpi"
     env_overrides: dict[str, str] = field(default_factory=dict)
 
     def resolved_data_root(self) -> str:

@@ -520,7 +520,7 @@ def test_the_log_tells_of_ranks_attempts_and_how_far_it_is(ctx: RuntimeContext, 
     observer.close("JobFailed: it failed")
     rest = path.read_text().splitlines()[5:]
     assert "the run given up: it failed" in rest[0]
-    assert "the session ends: JobFailed: it failed" in rest[1]
+    assert "the job ends: JobFailed: it failed" in rest[1]
     assert rest[2].endswith("job j failed")
 
 
