@@ -278,7 +278,8 @@ class DataFrame:
         """The first `limit` rows."""
         arguments.whole_number(limit, "limit", 0)
         few = self if self._rows_in_memory() is not None else self.limit(limit)
-        return list(few.to_arrow().slice(0, limit).to_pylist())
+        table = few.to_arrow()
+        return list(table.slice(0, min(limit, table.num_rows)).to_pylist())  # Arrow slices rows out of no columns
 
     def take_all(self) -> list[Row]:
         """All rows."""

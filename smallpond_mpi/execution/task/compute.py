@@ -10,9 +10,8 @@ from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.task.deps import Dependencies
 from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin
-from smallpond_mpi.execution.task.output import is_unknown, write_table, written_dataset
+from smallpond_mpi.execution.task.output import is_unknown, nothing_of, write_table, written_dataset
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
-from smallpond_mpi.logical.dataset import ParquetDataSet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,7 +71,7 @@ class ArrowComputeTask(ExecSqlQueryMixin, Task):
 
     def run(self) -> bool:
         if any(map(is_unknown, self.input_datasets)) or self.skip_when_any_input_empty:
-            self.dataset = ParquetDataSet([])
+            self.dataset = nothing_of(self.input_datasets)
             return True
         self.add_elapsed_time()
         tables = self._read(list(self.input_datasets))

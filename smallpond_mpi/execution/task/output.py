@@ -11,7 +11,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from smallpond_mpi.common import DEFAULT_ROW_GROUP_SIZE, DataRootUnusable, SmallpondError
+from smallpond_mpi.common import DEFAULT_ROW_GROUP_SIZE, DataRootUnusable, InvalidArgument, SmallpondError
 from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin, struct_literal
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.io.arrow import dump_to_parquet_files
@@ -69,6 +69,11 @@ def row_group_size(task: "Task") -> int:
 def written_dataset(task: "Task", files: Iterable[FileFacts]) -> ParquetDataSet:
     """The files that an attempt has written, as its output. With ctx.remove_empty_parquet those without rows go."""
     kept = []
+    files = list(files)
+    if not files:
+        nothing = ParquetDataSet([])
+        nothing.needs_schema_at = task.location
+        return nothing
     for file in files:
         if file.num_rows == 0 and task.ctx.remove_empty_parquet:
             os.unlink(file.path)
@@ -93,8 +98,31 @@ def is_unknown(dataset: "DataSet") -> bool:
     return isinstance(dataset, ParquetDataSet) and not dataset.paths
 
 
+def nothing_of(datasets: "Sequence[DataSet]") -> ParquetDataSet:
+    """The output of a task over inputs of which one is of no files: of none either, for the same reason.
+
+    Raises:
+        InvalidArgument: one has none because nobody could tell its columns, and another one's rows would be lost over it.
+    """
+    nothing = ParquetDataSet([])
+    for index, dataset in enumerate(datasets):
+        if isinstance(dataset, ParquetDataSet) and is_unknown(dataset) and dataset.needs_schema_at is not None:
+            nothing.needs_schema_at = dataset.needs_schema_at
+            if not all(other.empty for other in datasets):
+                raise InvalidArgument(
+                    f"input {index} has no rows in this partition, and nothing says which columns it has: the function of "
+                    f"{dataset.needs_schema_at} was called for none; tell it what is returned there: schema=pyarrow.schema(...)"
+                )
+    return nothing
+
+
 def write_table(task: "Task", table: "pa.Table") -> list[FileFacts]:
-    """Write a table as files of the running attempt, each telling where it comes from; a table without rows keeps its schema."""
+    """Write a table as files of the running attempt, each telling where it comes from; a table without rows keeps its schema.
+
+    One without columns is no file: DuckDB can't read such.
+    """
+    if not table.num_columns and not table.num_rows:
+        return []
     metadata = {**(table.schema.metadata or {}), **task.parquet_kv_metadata_bytes()}
     with full_disk_told():
         return dump_to_parquet_files(

@@ -19,11 +19,11 @@ import pyarrow.compute as pc
 from smallpond_mpi.common import DATA_PARTITION_COLUMN_NAME, DEFAULT_ROW_GROUP_SIZE, MB, ColumnNotFound
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin
-from smallpond_mpi.execution.task.output import full_disk_told, input_facts, is_unknown, row_group_size
+from smallpond_mpi.execution.task.output import full_disk_told, input_facts, is_unknown, nothing_of, row_group_size
 from smallpond_mpi.execution.task.partition import Inputs, PartitionProducerTask
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.io.packed import Int64s, PackedWriter, PartitionFileWriter, PartitionWriter, WriteOptions
-from smallpond_mpi.logical.dataset import PackedPartitions, ParquetDataSet
+from smallpond_mpi.logical.dataset import PackedPartitions
 
 if TYPE_CHECKING:
     from smallpond_mpi.logical.dataset import DataSet
@@ -130,7 +130,7 @@ class RowPartitionTask(ExecSqlQueryMixin, PartitionProducerTask):
         dataset = self.input_datasets[0]
         # Not whether any input is empty: split points are none where all keys are equal.
         if is_unknown(dataset) or (self.ctx.skip_task_with_empty_input and dataset.empty):
-            return self._set_parts([ParquetDataSet([])] * self.npartitions)
+            return self._set_parts([nothing_of([dataset])] * self.npartitions)
         facts = input_facts([dataset])
         if facts is not None:
             self.adjust_row_group_size(facts.num_bytes, facts.num_rows)

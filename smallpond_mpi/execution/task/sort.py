@@ -16,6 +16,7 @@ from smallpond_mpi.execution.task.output import (
     full_disk_told,
     input_facts,
     is_unknown,
+    nothing_of,
     parquet_options,
     row_group_size,
     tables_of,
@@ -82,7 +83,7 @@ class SortTask(ExecSqlQueryMixin):
     def run(self) -> bool:
         dataset = self.input_datasets[0]
         if is_unknown(dataset) or self.skip_when_any_input_empty:
-            self.dataset = ParquetDataSet([])
+            self.dataset = nothing_of([dataset])
             return True
         facts = input_facts([dataset])
         if facts is not None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin
-from smallpond_mpi.execution.task.output import copy_to_parquet, is_unknown, written_dataset
+from smallpond_mpi.execution.task.output import copy_to_parquet, is_unknown, nothing_of, written_dataset
 from smallpond_mpi.execution.task.partition import Inputs
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.execution.task.range_partition import compared_as
@@ -67,7 +67,7 @@ class SplitPointsTask(ExecSqlQueryMixin):
         self.add_elapsed_time()
         dataset = DataSet.merge(list(self.input_datasets))
         if is_unknown(dataset):
-            self.dataset = ParquetDataSet([])
+            self.dataset = nothing_of([dataset])
             return True
         with self.connection() as conn:
             num_rows = self._sample(conn, dataset)

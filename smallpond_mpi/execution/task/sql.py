@@ -19,7 +19,7 @@ from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.task.deps import Dependencies
 from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin, split_statements
-from smallpond_mpi.execution.task.output import copy_to_parquet, input_facts, is_unknown, written_dataset
+from smallpond_mpi.execution.task.output import copy_to_parquet, input_facts, is_unknown, nothing_of, written_dataset
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.logical.dataset import ParquetDataSet, SqlQueryDataSet
 
@@ -136,7 +136,7 @@ class SqlEngineTask(ExecSqlQueryMixin, Task):
     def run(self) -> bool:
         datasets = list(self.input_datasets)
         if any(is_unknown(dataset) for dataset in datasets) or self.skip_when_any_input_empty:
-            self.dataset = ParquetDataSet([])
+            self.dataset = nothing_of(datasets)
             return True
         if not self.materialize_output and self._can_be_left_to_readers():
             self.dataset = self._left_to_readers(datasets)

@@ -30,6 +30,7 @@ from smallpond_mpi.execution.task.output import (
     full_disk_told,
     input_facts,
     is_unknown,
+    nothing_of,
     parquet_options,
     written_dataset,
 )
@@ -154,7 +155,7 @@ class ArrowStreamTask(ExecSqlQueryMixin):
 
     def run(self) -> bool:
         if any(map(is_unknown, self.input_datasets)) or self.skip_when_any_input_empty:
-            self.dataset = ParquetDataSet([])
+            self.dataset = nothing_of(self.input_datasets)
             return True
         self.runtime_state = self._taken_over(self.runtime_state)
         batch_size = self.runtime_state.batch_size if self.runtime_state else self.max_batch_size
@@ -273,6 +274,8 @@ class StreamWriter:
         Raises:
             SchemaMismatch: they are not of the schema of those before.
         """
+        if not table.num_columns and not table.num_rows:
+            return  # an input without rows, of which nothing says what would be made of it
         if self._schema is None:
             metadata = {**(table.schema.metadata or {}), **self._task.parquet_kv_metadata_bytes()}
             self._schema = table.schema.with_metadata(metadata)

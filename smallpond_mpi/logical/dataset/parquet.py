@@ -74,6 +74,9 @@ class ParquetDataSet(DataSet):
         self._known_files: list[str] = []
         self._is_promoted: bool | None = None
 
+    needs_schema_at: str | None = None
+    """Of no files, because a function of the user's (this line of the script) was given no rows, so that nothing says what it returns."""
+
     @classmethod
     def of_files(cls, files: Sequence[FileFacts]) -> "ParquetDataSet":
         """A dataset of files whose writers told what is in them: none of them is opened to learn it."""
