@@ -15,6 +15,7 @@ from smallpond_mpi.logical.dataset import (
     PandasDataSet,
     ParquetDataSet,
 )
+from smallpond_mpi.logical.expressions import says_rows_alone
 from smallpond_mpi.logical.node import (
     ArrowBatchNode,
     ArrowComputeNode,
@@ -31,6 +32,7 @@ from smallpond_mpi.logical.node import (
     UnionNode,
 )
 from smallpond_mpi.logical.node.sort import cut_for_sort
+from smallpond_mpi.relations import Relations
 from smallpond_mpi.rows import ExplodeRows, FilterRows, MapBatches, MapRows, ShuffleRows
 from smallpond_mpi.session import SessionBase
 
@@ -105,7 +107,7 @@ class Session(SessionBase):
         return DataFrame(self, DataSourceNode(self._ctx, dataset))
 
 
-class DataFrame:
+class DataFrame(Relations):
     """A table, lazily: partitions of it are computed when rows are asked for, once a session.
 
     All operations take the settings of the node they make as keyword arguments (`cpu_limit`, `memory_limit` in bytes, `gpu_limit` where
@@ -213,7 +215,7 @@ class DataFrame:
         """Keep the rows for which an SQL condition, or a function of a row, is true."""
         if isinstance(sql_or_func, str):
             condition = arguments.text(sql_or_func, "a condition")
-            return self._sql(f"select * from {{0}} where ({condition})", **kwargs)
+            return self._by_row(f"select * from {{0}} where ({condition})", condition, is_filter=True, **kwargs)
         return self._then(ArrowComputeNode, process_func=FilterRows(arguments.function(sql_or_func)), **kwargs)
 
     def map(
@@ -226,7 +228,7 @@ class DataFrame:
         """
         if isinstance(sql_or_func, str):
             columns = arguments.text(sql_or_func, "an SQL expression")
-            return self._sql(f"select {columns} from {{0}}", **kwargs)
+            return self._by_row(f"select {columns} from {{0}}", columns, **kwargs)
         func = MapRows(arguments.function(sql_or_func), arguments.arrow_schema(schema))
         return self._then(ArrowComputeNode, process_func=func, **kwargs)
 
@@ -236,7 +238,7 @@ class DataFrame:
         """Make any number of rows of each: by SQL expressions such as `unnest(...)`, or by a function from dict to a list of dicts."""
         if isinstance(sql_or_func, str):
             columns = arguments.text(sql_or_func, "an SQL expression")
-            return self._sql(f"select {columns} from {{0}}", **kwargs)
+            return self._by_row(f"select {columns} from {{0}}", columns, **kwargs)
         func = ExplodeRows(arguments.function(sql_or_func), arguments.arrow_schema(schema))
         return self._then(ArrowComputeNode, process_func=func, **kwargs)
 
@@ -309,11 +311,16 @@ class DataFrame:
     def _ctx(self) -> Any:
         return self.session._ctx
 
-    def _datasets(self) -> list[DataSet]:
-        return self.session._run([self.plan])[0]
-
     def _sql(self, query: str, **kwargs: Any) -> "DataFrame":
         return self._then(SqlEngineNode, sql_query=query, **kwargs)
+
+    def _by_row(self, query: str, expressions: str, is_filter: bool = False, **kwargs: Any) -> "DataFrame":
+        """The rows of a query, each of which follows from one row, unless something in the expressions says otherwise."""
+        made = self._sql(query, **kwargs)
+        assert isinstance(made.plan, SqlEngineNode)
+        made.plan.is_by_row = says_rows_alone(expressions)
+        made.plan.is_filter = is_filter
+        return made
 
     def _then(self, kind: Callable[..., Node], **kwargs: Any) -> "DataFrame":
         return self.session._frame(kind, (self.plan,), **kwargs)

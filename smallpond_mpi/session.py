@@ -30,6 +30,7 @@ class SessionBase:
         self._asked_for: dict[Node, None] = {}
         self._job = Job(config, place)
         self._planner = self._job.planner
+        self._ctx.num_slots = self._runtime_ctx.num_slots
 
     @property
     def _runtime_ctx(self) -> RuntimeContext:
@@ -43,8 +44,8 @@ class SessionBase:
             raise InvalidArgument("the session was shut down: call init() again")
         self._asked_for.update(dict.fromkeys(plans))
         # What is computed already stays as it is; SQL on SQL of what isn't becomes one query.
-        optimizer = Optimizer({node for node in topological(plans) if self._planner.is_planned(node)})
-        groups = [self._planner.plan_node(optimizer.visit(plan)) for plan in plans]
+        planned = {node for node in topological(plans) if self._planner.is_planned(node)}
+        groups = [self._planner.plan_node(plan) for plan in Optimizer(planned, self._computed).plans(plans)]
         nodes = {node.id: node for node in topological(plans)}
         try:
             ran = self._job.run([task for group in groups for task in group], nodes)
@@ -67,6 +68,10 @@ class SessionBase:
         for node in nodes:
             if self._planner.is_planned(node) and not all(task.is_done for task in self._planner.plan_node(node)):
                 self._planner.forget(node)
+
+    def _computed(self, plan: Node) -> list[DataSet] | None:
+        """The output datasets of a node that was computed."""
+        return [task.output for task in self._planner.plan_node(plan)] if self._is_computed(plan) else None
 
     def _is_computed(self, plan: Node) -> bool:
         return self._planner.is_planned(plan) and all(task.is_done for task in self._planner.plan_node(plan))

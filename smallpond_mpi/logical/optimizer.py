@@ -1,28 +1,33 @@
-"""Fewer tasks for the same result: an SQL node whose only reader is another SQL node runs inside that one's tasks.
+"""Fewer tasks for the same result, and less to move.
 
-The inner query becomes a common table expression of the outer one. Only what is surely the same is fused: text that could be anything
-else than one SELECT, or that reads its input more than once, is left alone.
+An SQL node whose only reader is another SQL node, or a hash partition made here, runs inside that one's tasks: the inner query becomes a common
+table expression of the outer one. Only what is surely the same is fused: text that could be anything else than one SELECT, or that reads its
+input more than once, is left alone. Nodes that need rows brought together are replaced by those that do it (see lowering.py). At last a shuffle
+leaves out the columns that nobody reads.
 """
 
-import re
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 
+from smallpond_mpi.logical.dataset import DataSet
+from smallpond_mpi.logical.dataset.quoting import quote_name
+from smallpond_mpi.logical.estimate import Estimates
+from smallpond_mpi.logical.expressions import template
+from smallpond_mpi.logical.lowering import Lowering, is_by_row_over_source
 from smallpond_mpi.logical.node.base import Node, topological
+from smallpond_mpi.logical.node.hash_partition import HashPartitionNode
+from smallpond_mpi.logical.node.keyed import KeyedSqlNode
+from smallpond_mpi.logical.node.partition import PartitionNode
 from smallpond_mpi.logical.node.plan import LogicalPlanVisitor
 from smallpond_mpi.logical.node.sql import SqlEngineNode
+from smallpond_mpi.logical.query_text import nested_query, parsed
+from smallpond_mpi.logical.schema import columns_read, forget, schema_of
 
-MAX_QUERY_CHARS = 32 * 1024  # longer ones are hard to read in an error
 MAX_FUSED_NODES = 16  # nested deeper, DuckDB's binder takes long
 
-FIELD = re.compile(r"\{[\w@]+\}")
-INPUT = re.compile(r"\{0\}")
-INPUT_AS_TABLE = re.compile(r"\{0\}(?!\s*\.)")
-COMMENTS = re.compile(r"(\s|--[^\n]*(\n|$)|/\*.*?\*/)*", re.DOTALL)
-SELECT = re.compile(r"(select|from)\b", re.IGNORECASE)
-WITH = re.compile(r"with(\s+recursive)?\b", re.IGNORECASE)
-FILE_NAME = "{output_filename}"
+
+def nothing_computed(node: Node) -> None:
+    """Of a plan that stands for itself."""
 
 
 class Optimizer(LogicalPlanVisitor[Node]):
@@ -33,14 +38,28 @@ class Optimizer(LogicalPlanVisitor[Node]):
 
     Args:
         exclude_nodes: nodes whose output is wanted or there already: neither changed nor fused into others.
+        computed: the outputs of nodes that were computed already, None of others: how much they are.
     """
 
-    def __init__(self, exclude_nodes: Iterable[Node] = ()) -> None:
+    def __init__(
+        self,
+        exclude_nodes: Iterable[Node] = (),
+        computed: Callable[[Node], Sequence[DataSet] | None] = nothing_computed,
+    ) -> None:
         self._held = list(exclude_nodes)  # keeps the identities of contexts valid
         self._excluded = {(id(node.ctx), int(node.id)) for node in self._held}
         self._optimized: dict[Node, Node] = {}
         self._num_readers: Counter[Node] = Counter()
         self._num_fused: dict[Node, int] = {}
+        self._lowering = Lowering(Estimates(computed))
+        self._fusable: set[Node] = self._lowering.made
+        """Optimized nodes that may run inside the tasks of whoever reads them."""
+
+    def plans(self, roots: Sequence[Node]) -> list[Node]:
+        """The optimized versions of several plans, which are to run together."""
+        optimized = [self.visit(root) for root in roots]
+        self._leave_out_columns(optimized)
+        return optimized
 
     def visit(self, node: Node, depth: int = 0) -> Node:
         """The optimized version of a node and of all that it needs."""
@@ -49,7 +68,12 @@ class Optimizer(LogicalPlanVisitor[Node]):
         needed = topological([node], known=lambda other: other in self._optimized)
         self._num_readers.update(dep for reader in needed if not self.is_excluded(reader) for dep in reader.input_deps)
         for other in needed:
-            self._optimized[other] = other if self.is_excluded(other) else super().visit(other, depth)
+            if self.is_excluded(other):
+                self._optimized[other] = other
+                continue
+            made = self._optimized[other] = super().visit(other, depth)
+            if self._num_readers[other] == 1 or (self._num_readers[other] and is_by_row_over_source(made)):
+                self._fusable.add(made)
         return self._optimized[node]
 
     def is_excluded(self, node: Node) -> bool:
@@ -62,41 +86,142 @@ class Optimizer(LogicalPlanVisitor[Node]):
         return node if unchanged else node.with_inputs(inputs)
 
     def visit_query_engine_node(self, node: SqlEngineNode, depth: int) -> Node:
-        """SQL on SQL of one input as one query, where that gives the same rows."""
-        inner = self._inner(node)
-        fused = None if inner is None else fuse(node, inner)
-        if inner is None or fused is None:
-            return self.visit_node(node, depth)
-        self._num_fused[fused] = self._num_fused.get(inner, 1) + 1
-        return fused
+        """SQL on SQL as one query, where that gives the same rows."""
+        made = self.visit_node(node, depth)
+        assert isinstance(made, SqlEngineNode)
+        return self._with_inputs_fused(made)
 
-    def _inner(self, node: SqlEngineNode) -> SqlEngineNode | None:
-        """The node that may run inside this one's tasks."""
-        if len(node.input_deps) != 1:
-            return None
-        (dep,) = node.input_deps
-        inner = self._optimized[dep]
-        if not isinstance(inner, SqlEngineNode) or self._num_readers[dep] > 1 or self.is_excluded(dep):
-            return None
-        return inner if self._num_fused.get(inner, 1) < MAX_FUSED_NODES else None
+    def visit_keyed_sql_node(self, node: KeyedSqlNode, depth: int) -> Node:
+        lowered = self._lowering.lower(node, [self._optimized[dep] for dep in node.input_deps])
+        moved = [self._fused_into_partition(dep) for dep in lowered.input_deps]
+        lowered.input_deps = tuple(map(self._settled, moved))
+        return self._with_inputs_fused(lowered)
+
+    def visit_partition_node(self, node: PartitionNode, depth: int) -> Node:
+        return self.visit_node(node, depth)
+
+    def _settled(self, node: Node) -> Node:
+        """Nodes that lowering has put in, with what they read fused into them."""
+        if node not in self._lowering.made or isinstance(node, HashPartitionNode):
+            return node
+        inputs = tuple(map(self._settled, node.input_deps))
+        made = node.with_inputs(inputs)
+        if isinstance(made, SqlEngineNode):
+            made = self._with_inputs_fused(made)
+        self._lowering.made.add(made)
+        return made
+
+    def _with_inputs_fused(self, node: SqlEngineNode) -> SqlEngineNode:
+        """The node with each input that may run inside its tasks doing so: from the last on, so that the numbers of those before hold."""
+        for position in reversed(range(len(node.input_deps))):
+            inner = node.input_deps[position]
+            if not self._may_be_fused(inner, position, node):
+                continue
+            assert isinstance(inner, SqlEngineNode)
+            fused = fuse(node, inner, position)
+            if fused is not None:
+                self._num_fused[fused] = self._num_fused.get(inner, 1) + self._num_fused.get(node, 1)
+                node = fused
+        return node
+
+    def _may_be_fused(self, inner: Node, position: int, outer: Node) -> bool:
+        return (
+            isinstance(inner, SqlEngineNode)
+            and inner in self._fusable
+            # What has several inputs itself stays first: the order of the pairs is that of the first input.
+            and (position == 0 or (len(inner.input_deps) == 1 and is_by_row_over_source(inner)))
+            and outer.input_deps.count(inner) == 1
+            and self._num_fused.get(inner, 1) + self._num_fused.get(outer, 1) <= MAX_FUSED_NODES
+        )
+
+    def _fused_into_partition(self, node: Node) -> Node:
+        """A hash partition that lowering made, with the query that it reads running in its producers."""
+        if not isinstance(node, HashPartitionNode) or node not in self._lowering.made:
+            return node
+        (inner,) = node.input_deps
+        if not (isinstance(inner, SqlEngineNode) and inner in self._fusable and is_plain(inner) and not inner.udfs):
+            return node
+        if inner.output_name is not None or inner.output_path is not None:
+            return node
+        query = inner.sql_queries[0]
+        if node.query is not None:
+            nested = nested_query(node.query, query, f"__query_{inner.id}", 0, len(inner.input_deps))
+            if nested is None:
+                return node
+            query = nested
+        elif parsed(query) is None:
+            return node
+        node.query = query
+        node.input_deps = inner.input_deps
+        node.is_cut_freely = inner.is_by_row
+        node.num_broadcast_inputs = len(inner.input_deps) - 1
+        node.cpu_limit = max(node.cpu_limit, inner.cpu_limit)
+        node.memory_limit = max(filter(None, (node.memory_limit, inner.memory_limit)), default=None)
+        return node
+
+    # columns
+
+    def _leave_out_columns(self, roots: Sequence[Node]) -> None:
+        """Let each shuffle that was put in here move only the columns that its reader reads."""
+        for node in reversed(topological(roots, known=self.is_excluded)):
+            query = node.query if isinstance(node, HashPartitionNode) else None
+            if isinstance(node, SqlEngineNode) and len(node.sql_queries) == 1:
+                query = node.sql_queries[0]
+            if query is not None:
+                self._leave_out_unread(query, node)
+
+    def _leave_out_unread(self, query: str, reader: Node) -> None:
+        schemas = [schema_of(dep) for dep in reader.input_deps]
+        for index, dep in enumerate(reader.input_deps):
+            if not (isinstance(dep, HashPartitionNode) and dep in self._lowering.made):
+                continue
+            known = [schema for schema in schemas if schema is not None]
+            read = columns_read(query, known, index) if len(known) == len(schemas) else None
+            if read is None or reader.input_deps.count(dep) > 1:
+                continue
+            kept = [name for name in known[index] if name in {*read, *dep.hash_columns}]
+            if len(kept) < len(known[index]):
+                keep_columns(dep, kept)
 
 
-def fuse(outer: SqlEngineNode, inner: SqlEngineNode) -> SqlEngineNode | None:
-    """A version of `outer` that computes `inner` too, or None where that could be something else."""
+def keep_columns(node: HashPartitionNode, names: Sequence[str]) -> None:
+    """Let a hash partition give only these columns."""
+    selected = f"SELECT {template(', '.join(map(quote_name, names)))} FROM {{0}}"
+    nested = (
+        selected
+        if node.query is None
+        else nested_query(selected, node.query, f"__all_{node.id}", 0, len(node.input_deps))
+    )
+    if nested is not None:
+        node.query = nested
+        forget(node)
+
+
+def fuse(outer: SqlEngineNode, inner: SqlEngineNode, position: int = 0) -> SqlEngineNode | None:
+    """A version of `outer` that computes `inner`, its input at `position`, too, or None where that could be something else."""
     if not (is_plain(outer) and is_plain(inner)) or not have_equal_limits(outer, inner):
         return None
-    if inner.output_name is not None or inner.output_path is not None or len(inner.input_deps) != 1:
+    if inner.output_name is not None or inner.output_path is not None:
         return None
     udfs = {udf.name: udf for udf in (*inner.udfs, *outer.udfs)}
     if any(udfs[udf.name] is not udf for udf in inner.udfs):
         return None
-    query = nested_query(outer.sql_queries[0], inner.sql_queries[0], f"__query_{inner.id}")
+    query = nested_query(
+        outer.sql_queries[0],
+        inner.sql_queries[0],
+        f"__query_{inner.id}",
+        position,
+        len(inner.input_deps),
+        len(outer.input_deps),
+    )
     if query is None:
         return None
-    fused = outer.with_inputs(inner.input_deps)
+    before, after = outer.input_deps[:position], outer.input_deps[position + 1 :]
+    fused = outer.with_inputs((*before, *inner.input_deps, *after))
     assert isinstance(fused, SqlEngineNode)
     fused.sql_queries = [query]
     fused.udfs = list(udfs.values())
+    fused.is_by_row = outer.is_by_row and (position > 0 or inner.is_by_row)
     fused.cpu_limit = max(inner.cpu_limit, outer.cpu_limit)
     fused.cpu_limit_asked = max(inner.cpu_limit_asked, outer.cpu_limit_asked)
     fused.enable_temp_directory = inner.enable_temp_directory or outer.enable_temp_directory
@@ -122,40 +247,3 @@ def have_equal_limits(one: SqlEngineNode, other: SqlEngineNode) -> bool:
         and one.memory_overcommit_ratio == other.memory_overcommit_ratio
         and one.cpu_overcommit_ratio == other.cpu_overcommit_ratio
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Select:
-    """A text that is a single SELECT: what comes before its first word, its WITH if it has one, and the rest."""
-
-    prefix: str
-    with_clause: str
-    rest: str
-
-
-def parsed(query: str) -> Select | None:
-    """The text as one SELECT, or None if it could be anything else."""
-    text = query.rstrip().rstrip(";")
-    bare = FIELD.sub("", text)
-    if ";" in bare or "{" in bare or "}" in bare or FILE_NAME in text:
-        return None
-    start = COMMENTS.match(text)
-    begin = start.end() if start else 0
-    with_clause = WITH.match(text, begin)
-    if with_clause:
-        return Select(text[:begin], with_clause[0], text[with_clause.end() :])
-    return Select(text[:begin], "", text[begin:]) if SELECT.match(text, begin) else None
-
-
-def nested_query(outer: str, inner: str, name: str) -> str | None:
-    """One query that reads the result of `inner` where `outer` reads `{0}`; None if that can't be said for sure."""
-    outer_select, inner_select = parsed(outer), parsed(inner)
-    if outer_select is None or inner_select is None or len(INPUT_AS_TABLE.findall(outer)) != 1:
-        return None
-    inner_text = inner.rstrip().rstrip(";")
-    # The line breaks end a comment at the end of the inner query.
-    table = f"{name} AS NOT MATERIALIZED (\n{inner_text}\n)"
-    with_clause = f"{outer_select.with_clause} {table}," if outer_select.with_clause else f"WITH {table}\n"
-    # By function: the name is no pattern of re.sub's.
-    query = outer_select.prefix + with_clause + INPUT.sub(lambda _: name, outer_select.rest)
-    return query if len(query) <= MAX_QUERY_CHARS else None

@@ -14,6 +14,7 @@ from smallpond_mpi.execution.task.deps import Dependencies
 from smallpond_mpi.execution.task.partition_info import TOPLEVEL, PartitionInfo
 from smallpond_mpi.logical.node.base import Node, topological
 from smallpond_mpi.logical.node.compute import ArrowComputeNode, ArrowStreamNode, PythonScriptNode
+from smallpond_mpi.logical.node.hash_partition import HashPartitionNode
 from smallpond_mpi.logical.node.pairing import (
     CannotPair,
     Cell,
@@ -275,6 +276,8 @@ class Planner(LogicalPlanVisitor[TaskGroup]):
         return max(1, min(node.max_num_producer_tasks, card, PRODUCERS_PER_SLOT * slots))
 
     def _partitions(self, node: PartitionNode, depth: int) -> TaskGroup:
+        if isinstance(node, HashPartitionNode) and not node.is_cut_freely:
+            return self._consumers(node, self._paired_producers(node), [TOPLEVEL])
         tasks = [self.visit(dep, depth + 1) for dep in node.input_deps]
         cut, everywhere = split_off(tasks, node.num_broadcast_inputs)
         shares = self._shares(node, [task for group in cut for task in group], self.max_producers(node))
@@ -285,6 +288,13 @@ class Planner(LogicalPlanVisitor[TaskGroup]):
             for index, share in enumerate(shares)
         ]
         return self._consumers(node, producers, [TOPLEVEL])
+
+    def _paired_producers(self, node: HashPartitionNode) -> TaskGroup:
+        """A producer for each pair of partitions of a query's inputs."""
+        cells = self.broadcast_input_deps(node, 0)
+        return [
+            self._producer(node, tasks, [PartitionInfo(index, len(cells))]) for index, (tasks, _) in enumerate(cells)
+        ]
 
     def _shares(self, node: PartitionNode, inputs: TaskGroup, count: int) -> TaskGroup:
         """The inputs, put together and cut into one share a producer; left as they are where that is what they are."""

@@ -1,7 +1,8 @@
 """Every row to the partition of its key's hash: what both engines share. The engines differ in who reads the input."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import duckdb
 import numpy as np
@@ -9,12 +10,18 @@ import pyarrow as pa
 
 from smallpond_mpi.common import DEFAULT_ROW_GROUP_SIZE, InvalidArgument
 from smallpond_mpi.execution.context import RuntimeContext
+from smallpond_mpi.execution.task.output import is_unknown
 from smallpond_mpi.execution.task.partition import Inputs
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.execution.task.partition_key import partition_number
 from smallpond_mpi.execution.task.row_partition import RowPartitionTask, check_columns_are_there
+from smallpond_mpi.execution.task.sql import build_query, query_names
 from smallpond_mpi.io.packed import Int64s
+from smallpond_mpi.logical.dataset import ParquetDataSet, SqlQueryDataSet
 from smallpond_mpi.logical.dataset.quoting import quote_name
+
+if TYPE_CHECKING:
+    from smallpond_mpi.logical.dataset import DataSet
 
 
 class HashPartitionTask(RowPartitionTask):
@@ -26,7 +33,10 @@ class HashPartitionTask(RowPartitionTask):
         random_shuffle: instead of by a key rows go to partitions, and into order there, at random; the same for all attempts.
         shuffle_only: the partition number is already there; one outside 0..npartitions-1 is an error.
         use_parquet_writer, hive_partitioning: a file a partition, as for outputs that have a name or a path, instead of one a producer.
+        query: what is partitioned are its rows; the inputs are `{0}`, `{1}`, as in SqlEngineTask. None: the first input.
     """
+
+    query: str | None = None
 
     def __init__(
         self,
@@ -46,6 +56,7 @@ class HashPartitionTask(RowPartitionTask):
         parquet_dictionary_encoding: bool = False,
         parquet_compression: str | None = "ZSTD",
         parquet_compression_level: int | None = 3,
+        query: str | None = None,
         output_name: str | None = None,
         output_path: str | None = None,
         cpu_limit: int | None = None,
@@ -68,6 +79,8 @@ class HashPartitionTask(RowPartitionTask):
             cpu_limit,
             memory_limit,
         )
+        if query is not None:
+            self.query = query
         self.hash_columns = list(hash_columns or ())
         if not (self.hash_columns or random_shuffle or shuffle_only):
             raise InvalidArgument(f"{self.key}: hash_columns must name the columns of the key")
@@ -86,6 +99,14 @@ class HashPartitionTask(RowPartitionTask):
             raise InvalidArgument(f"engine_type must be one of {', '.join(kinds)}, not {engine_type!r}")
         task: HashPartitionTask = kinds[engine_type](*args, **kwargs)
         return task
+
+    def rows_to_partition(self) -> "DataSet":
+        if self.query is None:
+            return super().rows_to_partition()
+        if any(map(is_unknown, self.input_datasets)):
+            return ParquetDataSet([])
+        names = query_names(self, [], 0, 0)
+        return SqlQueryDataSet("", partial(build_query, self.query, names, int(self.id), list(self.input_datasets)))
 
     def key_columns(self, columns: Sequence[str]) -> list[str]:
         names = [self.data_partition_column] if self.shuffle_only else [] if self.random_shuffle else self.hash_columns

@@ -126,8 +126,12 @@ class RowPartitionTask(ExecSqlQueryMixin, PartitionProducerTask):
 
     # the work
 
+    def rows_to_partition(self) -> "DataSet":
+        """What is cut: the first input, unless a kind says otherwise."""
+        return self.input_datasets[0]
+
     def run(self) -> bool:
-        dataset = self.input_datasets[0]
+        dataset = self.rows_to_partition()
         # Not whether any input is empty: split points are none where all keys are equal.
         if is_unknown(dataset) or (self.ctx.skip_task_with_empty_input and dataset.empty):
             return self._set_parts([nothing_of([dataset])] * self.npartitions)

@@ -157,20 +157,6 @@ class SqlEngineTask(ExecSqlQueryMixin, Task):
             return [[batch] for batch in datasets[0].partition_by_size(self.max_batch_size)] or [datasets]
         return [datasets]
 
-    def query_names(self, views: Sequence[str], batch_index: int, query_index: int) -> dict[str, object]:
-        """What `{name}` stands for in a query: inputs by number, limits, indices, and the partition along each dimension."""
-        return {
-            DATA_PARTITION_COLUMN_NAME: 0,
-            **self.partition_infos_as_dict,
-            "batch_index": batch_index,
-            "query_index": query_index,
-            "cpu_limit": self.cpu_limit,
-            "memory_limit": self.memory_limit,
-            "rand_seed": self.rand_seed_uint32,
-            "output_filename": self.output_filename,
-            **{str(index): view for index, view in enumerate(views)},
-        }
-
     def _run_batch(self, batch_index: int, datasets: "list[DataSet]") -> "list[FileFacts]":
         self.add_elapsed_time()
         with self.connection(self.sql_queries) as conn:
@@ -198,7 +184,7 @@ class SqlEngineTask(ExecSqlQueryMixin, Task):
         """
         statements: list[tuple[str, duckdb.StatementType]] = []
         for query_index, query in enumerate(self.sql_queries):
-            statements += split_statements(format_query(query, self.query_names(views, batch_index, query_index)))
+            statements += split_statements(format_query(query, query_names(self, views, batch_index, query_index)))
         if not statements or statements[-1][1] not in (duckdb.StatementType.SELECT, duckdb.StatementType.MULTI):
             raise InvalidQuery(f"the last statement gives no rows to write, it must be a SELECT: {self.oneline_query}")
         return [text for text, _ in statements]
@@ -209,8 +195,23 @@ class SqlEngineTask(ExecSqlQueryMixin, Task):
     def _left_to_readers(self, datasets: "list[DataSet]") -> SqlQueryDataSet:
         """The query as a dataset: the inputs' files are read when it is."""
         return SqlQueryDataSet(
-            "", partial(build_query, self.sql_queries[0], self.query_names([], 0, 0), int(self.id), datasets)
+            "", partial(build_query, self.sql_queries[0], query_names(self, [], 0, 0), int(self.id), datasets)
         )
+
+
+def query_names(task: ExecSqlQueryMixin, views: Sequence[str], batch_index: int, query_index: int) -> dict[str, object]:
+    """What `{name}` stands for in a query: inputs by number, limits, indices, and the partition along each dimension."""
+    return {
+        DATA_PARTITION_COLUMN_NAME: 0,
+        **task.partition_infos_as_dict,
+        "batch_index": batch_index,
+        "query_index": query_index,
+        "cpu_limit": task.cpu_limit,
+        "memory_limit": task.memory_limit,
+        "rand_seed": task.rand_seed_uint32,
+        "output_filename": task.output_filename,
+        **{str(index): view for index, view in enumerate(views)},
+    }
 
 
 def build_query(

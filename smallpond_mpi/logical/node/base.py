@@ -55,6 +55,8 @@ class Context:
 
     def __init__(self) -> None:
         self.udfs: dict[str, UDFContext] = {}
+        # How many tasks of one CPU run at the same time: what numbers of partitions are chosen for where the user gives none.
+        self.num_slots = 1
         self._num_nodes = 0
 
     def __str__(self) -> str:

@@ -36,6 +36,10 @@ class HashPartitionNode(PartitionNode):
     default_row_group_size = DEFAULT_ROW_GROUP_SIZE
     max_num_producer_tasks = 1000
     enable_resource_boost = True
+    # Set by the optimizer: producers partition the rows of this query, over their share of the first input and all of the others ...
+    query: str | None = None
+    # ... or, if false, over the partitions of the inputs as they are paired.
+    is_cut_freely = True
 
     def __init__(
         self,
@@ -126,6 +130,7 @@ class HashPartitionNode(PartitionNode):
             parquet_dictionary_encoding=self.parquet_dictionary_encoding,
             parquet_compression=self.parquet_compression,
             parquet_compression_level=self.parquet_compression_level,
+            query=self.query,
             **self._output(),
             **self._limits(),
         )

@@ -10,6 +10,7 @@ from smallpond_mpi.execution.task.sort_key import SortKey
 from smallpond_mpi.logical.node.base import Context, Node, NodeId, shapes, topological
 from smallpond_mpi.logical.node.compute import ArrowComputeNode, ArrowStreamNode, PythonScriptNode
 from smallpond_mpi.logical.node.hash_partition import HashPartitionNode
+from smallpond_mpi.logical.node.keyed import KeyedSqlNode
 from smallpond_mpi.logical.node.partition import PartitionNode
 from smallpond_mpi.logical.node.range_partition import RangePartitionNode, SplitPointsNode
 from smallpond_mpi.logical.node.reshape import ConsolidateNode, ProjectionNode, UnionNode
@@ -83,6 +84,9 @@ class LogicalPlanVisitor(Generic[T]):
     def visit_query_engine_node(self, node: SqlEngineNode, depth: int) -> T:
         """SQL."""
         return self.visit_node(node, depth)
+
+    def visit_keyed_sql_node(self, node: KeyedSqlNode, depth: int) -> T:
+        return self.visit_query_engine_node(node, depth)
 
     def visit_projection_node(self, node: ProjectionNode, depth: int) -> T:
         """Other columns of the same files."""
@@ -175,6 +179,8 @@ def details(node: Node) -> list[str]:
                 found.append(f"hash_columns: {', '.join(node.hash_columns)}")
             if isinstance(node, RangePartitionNode) and node.sort_keys:
                 found.append(f"by: {shown_keys(node.sort_keys)}")
+            if isinstance(node, HashPartitionNode) and node.query is not None:
+                found.append(f"query: {' '.join(node.query.split())}")
         case SortNode() | SplitPointsNode():
             found.append(f"by: {shown_keys(node.sort_keys)}")
         case ConsolidateNode():

@@ -37,6 +37,10 @@ class SqlEngineNode(Node):
     default_row_group_size = DEFAULT_ROW_GROUP_SIZE
     enable_resource_boost = True
     visit_method = "visit_query_engine_node"
+    # Whether the result is the same however the rows of the first input are cut into partitions.
+    is_by_row = False
+    # Whether it leaves rows out: a hint of how many there will be.
+    is_filter = False
 
     def __init__(
         self,

@@ -51,6 +51,7 @@ FUSED = [
     ("SELECT v, count(*) AS n FROM {0} GROUP BY v;", "SELECT q.n FROM {0} AS q UNION ALL SELECT 0"),
     ("SELECT i FROM {0}", "SELECT 5 AS five, {__data_partition__} AS p FROM {0}"),
     ("SELECT sum(i) AS s FROM {0}", "SELECT typeof(s) FROM {0}"),
+    ("SELECT {{'a': i}} AS s FROM {0}", "SELECT s.a FROM {0}"),
     ("FROM {0} SELECT i WHERE i < 10", "SELECT i FROM {0}", "SELECT max(i) FROM {0}", "FROM {0}"),
 ]
 
@@ -77,7 +78,6 @@ LEFT_ALONE = [
     ("SELECT random() AS r FROM {0}", "SELECT 1"),
     ("CREATE TABLE t AS FROM {0}; FROM t", "SELECT i FROM {0}"),
     ("SELECT i FROM {0}", "SET threads=1; SELECT i FROM {0}"),
-    ("SELECT {{'a': i}} AS s FROM {0}", "SELECT s.a FROM {0}"),
     ("SELECT i FROM {0}", "SELECT {'a': i} AS s FROM {0}"),
     ("COPY (FROM {0}) TO 'x'", "SELECT i FROM {0}"),
     ("SELECT '{output_filename}' AS f FROM {0}", "SELECT f FROM {0}"),

@@ -1,0 +1,156 @@
+"""How rows that belong together are brought together: what becomes of a KeyedSqlNode.
+
+    one partition   all inputs put together -> query                              little data, or no key
+    broadcast       one input cut by rows, the other whole for each part -> query the other is small
+    shuffle         [query] -> hash partition of each input -> query              otherwise
+
+The numbers of partitions follow from the guessed bytes and the places to work (`Context.num_slots`).
+"""
+
+import math
+from collections.abc import Sequence
+
+from smallpond_mpi.common import MB
+from smallpond_mpi.logical.dataset.text import TextDataSet
+from smallpond_mpi.logical.estimate import Estimates
+from smallpond_mpi.logical.node.base import Node, shapes
+from smallpond_mpi.logical.node.hash_partition import HashPartitionNode
+from smallpond_mpi.logical.node.keyed import KeyedSqlNode
+from smallpond_mpi.logical.node.partition import EvenlyDistributedPartitionNode
+from smallpond_mpi.logical.node.reshape import ConsolidateNode
+from smallpond_mpi.logical.node.source_sink import DataSourceNode
+from smallpond_mpi.logical.node.sql import SqlEngineNode
+from smallpond_mpi.logical.query_text import with_inputs
+
+ONE_TASK_BYTES = 16 * MB
+"""So little that cutting and moving it costs more than one task that works on all of it."""
+LARGEST_PART_BYTES = 256 * MB
+LARGEST_BROADCAST_BYTES = 512 * MB
+SHUFFLE_COST = 3
+"""What moving a byte (read, hash, write, read again) costs, in reads of a byte."""
+MAX_PARTS = 4096
+
+
+class Lowering:
+    """Replaces the KeyedSqlNodes of one plan."""
+
+    def __init__(self, estimates: Estimates) -> None:
+        self._estimates = estimates
+        self.made: set[Node] = set()
+        """Nodes that were put in between: nobody else reads them."""
+
+    def lower(self, node: KeyedSqlNode, inputs: Sequence[Node]) -> SqlEngineNode:
+        """A plain SQL node that stands for `node`, over nodes that bring the rows of `inputs` (its optimized inputs) together."""
+        sizes = [self._estimates.num_bytes(dep) for dep in node.input_deps]
+        if sum(sizes) <= ONE_TASK_BYTES:
+            return node.version(node.whole_query, tuple(map(self.whole, inputs)))
+        if not all(side.keys for side in node.sides):
+            return self._all_together(node, inputs, sizes)
+        small = self._to_broadcast(node, sizes)
+        if small is not None:
+            return self._broadcast(node, inputs, sizes, small)
+        count = self._num_parts(sum(sizes), node.ctx.num_slots)
+        moved = [self._moved(node, index, inputs[index], sizes[index], count) for index in range(len(inputs))]
+        return node.version(node.sql_queries[0], tuple(moved))
+
+    # all rows together
+
+    def whole(self, node: Node) -> Node:
+        """A node's output as one partition; no data is moved."""
+        return (
+            node if shapes([node])[node].num_partitions == 1 else self._made(ConsolidateNode(node.ctx, node, []), node)
+        )
+
+    def _all_together(self, node: KeyedSqlNode, inputs: Sequence[Node], sizes: Sequence[float]) -> SqlEngineNode:
+        """One partition, of what is left after the first query, which runs in parts."""
+        if any(side.before is None for side in node.sides):
+            return node.version(node.whole_query, tuple(map(self.whole, inputs)))
+        together = []
+        for dep, side, size in zip(inputs, node.sides, sizes, strict=True):
+            assert side.before is not None
+            part = self._made(SqlEngineNode(node.ctx, (self.cut(dep, size),), side.before), node)
+            together.append(self.whole(part))
+        return node.version(node.sql_queries[0], tuple(together))
+
+    # broadcast
+
+    def _to_broadcast(self, node: KeyedSqlNode, sizes: Sequence[float]) -> int | None:
+        """The input that is so small that reading it in each task costs less than moving both."""
+        candidates = [index for index, side in enumerate(node.sides) if side.may_be_broadcast]
+        if not candidates:
+            return None
+        small = min(candidates, key=lambda index: sizes[index])
+        parts = self._num_parts(sum(sizes) - sizes[small], node.ctx.num_slots)
+        fits = sizes[small] <= LARGEST_BROADCAST_BYTES
+        return small if fits and sizes[small] * parts <= SHUFFLE_COST * sum(sizes) else None
+
+    def _broadcast(
+        self, node: KeyedSqlNode, inputs: Sequence[Node], sizes: Sequence[float], small: int
+    ) -> SqlEngineNode:
+        large = 1 - small
+        query = node.whole_query if large == 0 else with_inputs(node.whole_query, {0: "{1}", 1: "{0}"})
+        made = node.version(query, (self.cut(inputs[large], sizes[large]), self.whole(inputs[small])))
+        made.is_by_row = True
+        return made
+
+    # parts
+
+    def _num_parts(self, size: float, num_slots: int) -> int:
+        """How many parts so many bytes are worth: one for each place to work, fewer if they would be tiny, more if they would be huge."""
+        useful = math.ceil(size / ONE_TASK_BYTES)
+        needed = math.ceil(size / LARGEST_PART_BYTES)
+        return max(1, min(MAX_PARTS, max(needed, min(num_slots, useful))))
+
+    def cut(self, node: Node, size: float) -> Node:
+        """The rows of a node in as many partitions as there are places to work on them; no data is moved."""
+        count = self._num_parts(size, node.ctx.num_slots)
+        if 2 * shapes([node])[node].num_partitions > count:
+            return node
+        if is_by_row_over_source(node):
+            assert isinstance(node, SqlEngineNode)
+            first, *others = node.input_deps
+            copied = node.with_inputs((self.cut(first, size), *others))
+            copied.id = (
+                node.ctx.new_node_id()
+            )  # another one than the node in one partition, which somebody else may read
+            return self._made(copied, node)
+        by_rows = not _is_text(node)
+        return self._made(EvenlyDistributedPartitionNode(node.ctx, (node,), count, partition_by_rows=by_rows), node)
+
+    def _moved(self, node: KeyedSqlNode, index: int, dep: Node, size: float, count: int) -> Node:
+        """One input, after its first query, in `count` partitions by key."""
+        side = node.sides[index]
+        moved = HashPartitionNode(
+            node.ctx,
+            (dep,),
+            count,
+            list(side.keys),
+            drop_partition_column=True,
+            cpu_limit=node.cpu_limit,
+            memory_limit=node.memory_limit,
+        )
+        moved.query = side.before
+        moved.max_num_producer_tasks = self._num_parts(size, 2 * node.ctx.num_slots)
+        return self._made(moved, node)
+
+    def _made(self, made: Node, stands_for: Node) -> Node:
+        made.location = stands_for.location
+        made.timeout_secs = stands_for.timeout_secs
+        made.isolated = stands_for.isolated
+        self.made.add(made)
+        return made
+
+
+def is_by_row_over_source(node: Node) -> bool:
+    """Whether a node's rows follow one by one from those of files: working them out again where they are read costs no more than reading
+    them would, and never gives others."""
+    return (
+        isinstance(node, SqlEngineNode)
+        and node.is_by_row
+        and len(node.input_deps) == 1
+        and isinstance(node.input_deps[0], (DataSourceNode, EvenlyDistributedPartitionNode))
+    )
+
+
+def _is_text(node: Node) -> bool:
+    return isinstance(node, DataSourceNode) and isinstance(node.dataset, TextDataSet)

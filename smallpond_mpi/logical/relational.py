@@ -1,0 +1,425 @@
+"""The plans of relational operations: select, join, group, distinct, union, windows. Columns are checked here, before anything runs.
+
+Where the columns of an input are not known yet (a Python function makes them), what can be said without them is said, and the rest is
+checked when it runs.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from smallpond_mpi.common import ColumnNotFound, InvalidArgument, WrongType
+from smallpond_mpi.execution.task.partition_key import canonical_type
+from smallpond_mpi.logical.aggregates import in_two_steps
+from smallpond_mpi.logical.dataset.quoting import quote_name
+from smallpond_mpi.logical.expressions import (
+    Expression,
+    aggregates_in,
+    columns_in,
+    expressions,
+    is_by_row,
+    template,
+    windows_in,
+)
+from smallpond_mpi.logical.node.base import Node, shapes, topological
+from smallpond_mpi.logical.node.keyed import KeyedSqlNode, Side
+from smallpond_mpi.logical.node.reshape import ConsolidateNode, UnionNode
+from smallpond_mpi.logical.node.sql import SqlEngineNode
+from smallpond_mpi.logical.schema import Schema, bound, bound_query, no_column, schema_of
+
+KEY = "__key"
+"""What the names of columns with computed keys begin with."""
+
+HOWS: Mapping[str, tuple[str, tuple[bool, bool]]] = {
+    "inner": ("INNER", (True, True)),
+    "left": ("LEFT", (False, True)),
+    "right": ("RIGHT", (True, False)),
+    "full": ("FULL", (False, False)),
+    "semi": ("SEMI", (False, True)),
+    "anti": ("ANTI", (False, True)),
+    "cross": ("CROSS", (True, True)),
+}
+"""DuckDB's word for each kind of join, and which side each partition of the other may meet as a whole."""
+
+
+def checked(node: SqlEngineNode) -> SqlEngineNode:
+    """The node, whose query fits its inputs as far as these are known.
+
+    Raises:
+        ColumnNotFound, InvalidQuery: it does not. InvalidArgument: two columns of the result have one name.
+    """
+    bound(node)
+    return node
+
+
+# row by row
+
+
+def selected(
+    node: Node, items: Sequence[Expression], settings: Mapping[str, Any], method: str = "select"
+) -> SqlEngineNode:
+    """Columns computed row by row."""
+    trees = [item.tree for item in items]
+    if any(map(aggregates_in, trees)):
+        raise InvalidArgument(
+            f"{method} works row by row: for {items_shown(items, aggregates_in)} use group_by(...).agg(...)"
+        )
+    windows = windows_in(trees)
+    if windows:
+        raise InvalidArgument(
+            f"{items_shown(items, lambda tree: windows_in([tree]))} looks at several rows: use with_columns(..., key=...), where key "
+            "names the columns that it is partitioned by"
+        )
+    return by_row(node, template(", ".join(item.selected for item in items)), is_by_row(trees), settings)
+
+
+def items_shown(items: Iterable[Expression], which: Any) -> str:
+    return ", ".join(repr(item.sql) for item in items if which(item.tree))
+
+
+def by_row(node: Node, select_list: str, is_pure: bool, settings: Mapping[str, Any]) -> SqlEngineNode:
+    made = SqlEngineNode(node.ctx, (node,), f"SELECT {select_list} FROM {{0}}", **settings)
+    made.is_by_row = is_pure
+    check_distinct_names(checked(made))
+    return made
+
+
+def check_distinct_names(node: SqlEngineNode) -> None:
+    """Refuse two columns of one name. (DuckDB tells names apart without regard to upper and lower case.)"""
+    schema = schema_of(node)
+    if schema is not None:
+        refuse_twice(node, schema)
+
+
+def refuse_twice(node: Node, names: Iterable[str]) -> None:
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.lower(), name)
+        if other is not name:
+            raise node.invalid(f"two columns would be called {other!r} and {name!r}: give one of them another name")
+
+
+def with_columns(
+    node: Node, items: Sequence[Expression], key: Sequence[str] | None, settings: Mapping[str, Any]
+) -> SqlEngineNode:
+    """All columns, and further ones; one of the same name is replaced in its place."""
+    if any(item.alias is None or item.is_star for item in items):
+        unnamed = next(item for item in items if item.alias is None or item.is_star)
+        raise InvalidArgument(
+            f"with_columns: say what the column {unnamed.sql!r} is called, such as name={unnamed.sql!r}"
+        )
+    select_list = template(_replaced(items, schema_of(node)))
+    trees = [item.tree for item in items]
+    windows = windows_in(trees)
+    if not windows and key is None:
+        if any(map(aggregates_in, trees)):
+            raise InvalidArgument(
+                f"with_columns works row by row: make {items_shown(items, aggregates_in)} a window function (... over (partition by ...)), "
+                "or use group_by(...).agg(...)"
+            )
+        return by_row(node, select_list, is_by_row(trees), settings)
+    query = f"SELECT {select_list} FROM {{0}}"
+    keys = there(_window_key(windows, key), schema_of(node), "the key of with_columns")
+    made = KeyedSqlNode(node.ctx, (node,), query, sides=[Side(tuple(keys))], **settings)
+    check_distinct_names(checked(made))
+    return made
+
+
+def _replaced(items: Sequence[Expression], schema: Schema | None) -> str:
+    """The select list: replaced columns stay where they are; if it isn't known where that is, they come last."""
+    names = [item.name for item in items]
+    if schema is None:
+        others = ", ".join("'" + name.lower().replace("'", "''") + "'" for name in names)
+        return ", ".join([f"COLUMNS(c -> lower(c) NOT IN ({others}))", *(item.selected for item in items)])
+    replacing = {item.name.lower(): item for item in items}
+    there = {name.lower() for name in schema}
+    columns = [replacing[name.lower()].selected if name.lower() in replacing else quote_name(name) for name in schema]
+    columns += [item.selected for item in items if item.name.lower() not in there]
+    return ", ".join(columns)
+
+
+def _window_key(windows: Sequence[Any], key: Sequence[str] | None) -> Sequence[str]:
+    """The columns whose rows must be together for all windows.
+
+    Raises:
+        InvalidArgument: there are none that all windows are partitioned by, or they are not partitioned by the key that was given.
+    """
+    plain = [
+        [part["column_names"][-1] for part in window["partitions"] if part["class"] == "COLUMN_REF"]
+        for window in windows
+    ]
+    if key is None:
+        shared = [name for name in plain[0] if all(name in names for names in plain)]
+        if not shared:
+            raise InvalidArgument(
+                "window functions need rows that belong together: partition all of them by a common column (over (partition by ...)), or "
+                "say key=[] to bring all rows into one partition"
+            )
+        return shared
+    lowered = [{name.lower() for name in names} for names in plain]
+    for names in lowered:
+        if not {name.lower() for name in key} <= names:
+            raise InvalidArgument(
+                f"a window function is not partitioned by its key: write over (partition by {', '.join(key)} ...), or key=[] to bring all "
+                "rows into one partition"
+            )
+    return key
+
+
+# joins
+
+
+def joined(left: Node, right: Node, on: Any, how: str, suffix: str, settings: Mapping[str, Any]) -> KeyedSqlNode:
+    """Rows of two inputs with equal keys, side by side."""
+    if how not in HOWS:
+        raise InvalidArgument(f"how must be one of {', '.join(HOWS)}, not {how!r}")
+    word, broadcast = HOWS[how]
+    pairs = key_pairs(on, how)
+    schemas = schema_of(left), schema_of(right)
+    left_keys = there([name for name, _ in pairs], schemas[0], "the key of the join, in the left table")
+    right_keys = there([name for _, name in pairs], schemas[1], "the key of the join, in the right table")
+    pairs = list(zip(left_keys, right_keys, strict=True))
+    _check_comparable(pairs, *schemas)
+    condition = " AND ".join(f"__l.{quote_name(one)} = __r.{quote_name(other)}" for one, other in pairs)
+    columns = _joined_columns(left, *schemas, pairs, how, suffix)
+    clause = f"{word} JOIN {{1}} AS __r" + (f" ON {template(condition)}" if pairs else "")
+    query = f"SELECT {template(columns)} FROM {{0}} AS __l {clause}"
+    sides = [Side(tuple(pair[index] for pair in pairs), may_be_broadcast=may) for index, may in enumerate(broadcast)]
+    made = KeyedSqlNode(left.ctx, (left, right), query, sides=sides, **settings)
+    checked(made)
+    return made
+
+
+def key_pairs(on: Any, how: str) -> list[tuple[str, str]]:
+    """The columns that must be equal, of the left and of the right table."""
+    if how == "cross":
+        if on is not None:
+            raise InvalidArgument("a cross join has no key: leave out on, or choose another how")
+        return []
+    if isinstance(on, Mapping):
+        on = list(on.items())
+    given = [on] if isinstance(on, str) else list(on) if isinstance(on, (list, tuple)) else None
+    if given is None:
+        raise WrongType(f"on must be a column, a list of columns, or a dict of left and right columns, not {on!r}")
+    pairs = [(one, one) if isinstance(one, str) else tuple(one) for one in given]
+    if not pairs or any(len(pair) != 2 or not all(isinstance(name, str) for name in pair) for pair in pairs):
+        raise InvalidArgument(f"on must name the columns that are to be equal, not {on!r}")
+    return pairs
+
+
+def there(names: Iterable[str], schema: Schema | None, what: str) -> list[str]:
+    """The columns as they are written in the data.
+
+    Raises:
+        ColumnNotFound: one is not there.
+    """
+    if schema is None:
+        return list(names)
+    written = {name.lower(): name for name in schema}
+    for name in names:
+        if name.lower() not in written:
+            raise ColumnNotFound(f"{what}: {no_column(name, schema)}")
+    return [name if name in schema else written[name.lower()] for name in names]
+
+
+def _kind(schema: Schema, name: str) -> Any:
+    return next(kind for column, kind in schema.items() if column.lower() == name.lower())
+
+
+def _check_comparable(pairs: Iterable[tuple[str, str]], left: Schema | None, right: Schema | None) -> None:
+    """Refuse keys of kinds that are never equal, or equal only after a conversion that nobody asked for."""
+    if left is None or right is None:
+        return
+    for one, other in pairs:
+        kinds = _kind(left, one), _kind(right, other)
+        if canonical_type(kinds[0]) != canonical_type(kinds[1]):
+            raise InvalidArgument(
+                f"the keys {one!r} ({kinds[0]}) and {other!r} ({kinds[1]}) are of different kinds: cast one of them before the join, such "
+                f"as with_columns({one}='{one}::{kinds[1]}')"
+            )
+
+
+def _joined_columns(
+    node: Node, left: Schema | None, right: Schema | None, pairs: Sequence[tuple[str, str]], how: str, suffix: str
+) -> str:
+    """The select list of a join. A key of one name is one column; columns of the right table whose name is taken get the suffix."""
+    if how in ("semi", "anti"):
+        return "__l.*"
+    shared = [one for one, other in pairs if one.lower() == other.lower()]
+    if left is None or right is None:
+        return _unknown_columns(shared, how)
+    found: list[tuple[str, str]] = []
+    lowered = {name.lower() for name in shared}
+    for name in left:
+        found.append((_key_column(name, how) if name.lower() in lowered else f"__l.{quote_name(name)}", name))
+    taken = {name.lower() for name in left}
+    for name in right:
+        if name.lower() in lowered:
+            continue
+        given = f"{name}{suffix}" if name.lower() in taken else name
+        found.append((f"__r.{quote_name(name)}", given))
+    refuse_twice(node, [name for _, name in found])
+    return ", ".join(f"{sql} AS {quote_name(name)}" for sql, name in found)
+
+
+def _key_column(name: str, how: str) -> str:
+    column = quote_name(name)
+    if how == "full":
+        return f"coalesce(__l.{column}, __r.{column})"
+    return f"{'__r' if how == 'right' else '__l'}.{column}"
+
+
+def _unknown_columns(shared: Sequence[str], how: str) -> str:
+    """The select list where it isn't known what columns there are; of two with one name the second gets one of DuckDB's choosing."""
+    if not shared:
+        return "__l.*, __r.*"
+    excluded = ", ".join(map(quote_name, shared))
+    keys = ", ".join(f"{_key_column(name, how)} AS {quote_name(name)}" for name in shared)
+    return f"{keys}, __l.* EXCLUDE ({excluded}), __r.* EXCLUDE ({excluded})"
+
+
+# groups
+
+
+def aggregated(
+    node: Node, keys: Sequence[Expression], aggregates: Sequence[Expression], settings: Mapping[str, Any]
+) -> KeyedSqlNode:
+    """One row for each key (without keys: one in all), with aggregates of the rows that have it."""
+    for item in aggregates:
+        if not aggregates_in(item.tree) or (item.is_star and not aggregates_in(item.tree)):
+            raise InvalidArgument(
+                f"agg: {item.sql!r} is no aggregate: use such as sum(...), or make it a key of the group"
+            )
+    names = [item.name for item in (*keys, *aggregates)]
+    refuse_twice(node, names)
+    schema = schema_of(node)
+    count = len(keys)
+    groups = f" GROUP BY {', '.join(str(number + 1) for number in range(count))}" if count else ""
+    whole = f"SELECT {template(_named([*keys, *aggregates]))} FROM {{0}}{groups}"
+    whole = _without_hugeints(whole, names, schema)
+    before, over_parts, moved_keys = _split(keys, aggregates, schema, groups)
+    query = whole
+    if over_parts is not None:
+        query = _without_hugeints(over_parts, names, schema, before)
+    elif before is not None:
+        renamed = [Expression(_column_tree(name), item.name) for name, item in zip(moved_keys, keys, strict=True)]
+        query = f"SELECT {template(_named([*renamed, *aggregates]))} FROM {{0}}{groups}"
+        query = _without_hugeints(query, names, schema, before)
+    made = KeyedSqlNode(
+        node.ctx, (node,), query, sides=[Side(tuple(moved_keys), before)], whole_query=whole, **settings
+    )
+    bound_query(whole, [schema], made)
+    return made
+
+
+def _named(items: Iterable[Expression]) -> str:
+    return ", ".join(f"{item.sql} AS {quote_name(item.name)}" for item in items)
+
+
+def _column_tree(name: str) -> Any:
+    return expressions([quote_name(name)])[0].tree
+
+
+def _split(
+    keys: Sequence[Expression], aggregates: Sequence[Expression], schema: Schema | None, groups: str
+) -> tuple[str | None, str | None, list[str]]:
+    """What runs before rows are moved, what runs after (None: the aggregates as they are), and the columns to move them by."""
+    steps = None if schema is None else in_two_steps(aggregates, schema)
+    names = [f"{KEY}{number}" for number in range(len(keys))]
+    computed = [f"{item.sql} AS {quote_name(name)}" for item, name in zip(keys, names, strict=True)]
+    if steps is not None and not _reads_keys(aggregates):
+        before = f"SELECT {template(', '.join([*computed, *steps.of_part]))} FROM {{0}}{groups}"
+        final = [Expression(_column_tree(name), item.name) for name, item in zip(names, keys, strict=True)]
+        return before, f"SELECT {template(_named([*final, *steps.of_all]))} FROM {{0}}{groups}", names
+    plain = [item.column for item in keys]
+    if all(name is not None for name in plain):
+        return None, None, there([name for name in plain if name is not None], schema, "group_by")
+    return f"SELECT *, {template(', '.join(computed))} FROM {{0}}", None, names
+
+
+def _reads_keys(aggregates: Sequence[Expression]) -> bool:
+    """Whether something outside the aggregate functions is read: a key, which has another name after the first step."""
+    return any(
+        len(columns_in(item.tree)) > sum(len(columns_in(call)) for call in aggregates_in(item.tree))
+        for item in aggregates
+    )
+
+
+def _without_hugeints(query: str, names: Sequence[str], schema: Schema | None, before: str | None = None) -> str:
+    """The query with sums of integers as BIGINT: of 128 bits there is nothing that a Parquet file could hold exactly."""
+    if schema is not None and before is not None:
+        schema = bound_query(before, [schema])
+    found = None if schema is None else bound_query(query, [schema])
+    if found is None or not any(kind.id in ("hugeint", "uhugeint") for kind in found.values()):
+        return query
+    columns = [
+        f"CAST({quote_name(name)} AS BIGINT) AS {quote_name(name)}"
+        if kind.id in ("hugeint", "uhugeint")
+        else quote_name(name)
+        for name, kind in zip(names, found.values(), strict=True)
+    ]
+    return f"SELECT {template(', '.join(columns))} FROM ({query})"
+
+
+def distinct(node: Node, columns: Sequence[str], settings: Mapping[str, Any]) -> KeyedSqlNode:
+    """Rows that differ, in all columns or in the given ones (then one row of each)."""
+    schema = schema_of(node)
+    columns = there(columns, schema, "distinct")
+    on = f" ON ({template(', '.join(map(quote_name, columns)))})" if columns else ""
+    query = f"SELECT DISTINCT{on} * FROM {{0}}"
+    keys = tuple(columns) if columns or schema is None else tuple(schema)
+    made = KeyedSqlNode(node.ctx, (node,), query, sides=[Side(keys, query)], **settings)
+    checked(made)
+    return made
+
+
+# union
+
+
+def united(nodes: Sequence[Node], by_name: bool) -> Node:
+    """The rows of all inputs, in order. Types that differ become one that holds both."""
+    schemas = [schema_of(node) for node in nodes]
+    known = [schema for schema in schemas if schema is not None]
+    parts = list(nodes)
+    if len(known) == len(nodes):
+        target = _united_schema(nodes, known, by_name)
+        parts = [_conformed(node, schema, target, by_name) for node, schema in zip(nodes, known, strict=True)]
+    return UnionNode(nodes[0].ctx, [_one_partition(part) for part in parts])
+
+
+def _one_partition(node: Node) -> Node:
+    has_open_shape = any(isinstance(other, KeyedSqlNode) for other in topological([node]))
+    return ConsolidateNode(node.ctx, node, []) if has_open_shape or shapes([node])[node].dims else node
+
+
+def _united_schema(nodes: Sequence[Node], schemas: Sequence[Schema], by_name: bool) -> Schema:
+    first = schemas[0]
+    for node, schema in zip(nodes[1:], schemas[1:], strict=True):
+        same = (
+            {name.lower() for name in schema} == {name.lower() for name in first}
+            if by_name
+            else len(schema) == len(first)
+        )
+        if not same:
+            raise InvalidArgument(
+                f"union: the columns of {node} at {node.location} ({', '.join(schema)}) are not those of the first table "
+                f"({', '.join(first)}): select the same ones"
+            )
+    word = "UNION ALL BY NAME" if by_name else "UNION ALL"
+    query = f" {word} ".join(f"FROM {{{index}}}" for index in range(len(schemas)))
+    found = bound_query(query, schemas)
+    assert found is not None
+    return dict(zip(first, found.values(), strict=True))
+
+
+def _conformed(node: Node, schema: Schema, target: Schema, by_name: bool) -> Node:
+    """The node's rows with the columns of the union."""
+    if list(schema) == list(target) and all(str(schema[name]) == str(kind) for name, kind in target.items()):
+        return node
+    names = list(target) if by_name else list(schema)
+    columns = [
+        f"CAST({quote_name(source)} AS {kind}) AS {quote_name(name)}"
+        for source, (name, kind) in zip(names, target.items(), strict=True)
+    ]
+    made = SqlEngineNode(node.ctx, (node,), f"SELECT {template(', '.join(columns))} FROM {{0}}")
+    made.is_by_row = True
+    return made

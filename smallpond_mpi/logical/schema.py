@@ -1,0 +1,324 @@
+"""Which columns a node's output has, known on rank 0 before anything runs.
+
+Sources are asked (one Parquet footer, the schema of text files), SQL is bound by DuckDB over empty tables of its inputs' columns, and nodes that
+only move rows have the columns of their input. What a Python function returns is not known before it ran: columns after it are checked when
+they are read.
+"""
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from functools import cache
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import duckdb
+import pyarrow as pa
+
+from smallpond_mpi.common import DATA_PARTITION_COLUMN_NAME, BadInput, ColumnNotFound, InvalidQuery
+from smallpond_mpi.execution.task.sql import format_query
+from smallpond_mpi.io.resolve import files_in
+from smallpond_mpi.logical.dataset import (
+    ArrowTableDataSet,
+    CsvDataSet,
+    DataSet,
+    JsonDataSet,
+    PandasDataSet,
+    ParquetDataSet,
+    PartitionedDataSet,
+    SqlQueryDataSet,
+)
+from smallpond_mpi.logical.dataset.quoting import quote_name
+from smallpond_mpi.logical.node.base import Node, shapes, topological
+from smallpond_mpi.logical.node.compute import ArrowComputeNode
+from smallpond_mpi.logical.node.hash_partition import HashPartitionNode
+from smallpond_mpi.logical.node.partition import PartitionNode
+from smallpond_mpi.logical.node.reshape import ConsolidateNode, ProjectionNode, UnionNode
+from smallpond_mpi.logical.node.source_sink import DataSinkNode, DataSourceNode
+from smallpond_mpi.logical.node.sql import SqlEngineNode
+
+Schema = Mapping[str, Any]
+"""DuckDB type of each column, in order."""
+
+MAX_FILES_UNITED = 64
+"""Files with different columns that are opened to learn all of them; of more the columns are not known beforehand."""
+
+_known: "WeakKeyDictionary[Node, Schema | None]" = WeakKeyDictionary()
+KEPT_RULES = frozenset({"unused_columns", "cte_inlining", "deliminator"})
+
+
+@contextmanager
+def scratch(alone: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection to bind queries on: a cursor of a kept instance, whose temporary tables go with it, or (`alone`) an instance of its own."""
+    conn = _new_instance() if alone else _binder().cursor()
+    try:
+        yield conn
+    finally:
+        conn.close()
+
+
+def _new_instance() -> duckdb.DuckDBPyConnection:
+    return duckdb.connect(":memory:", config={"threads": 1})
+
+
+@cache
+def _binder() -> duckdb.DuckDBPyConnection:
+    return _new_instance()
+
+
+@cache
+def _column_finder() -> duckdb.DuckDBPyConnection:
+    """An instance whose optimizer only removes columns: over empty tables other rules would remove everything."""
+    conn = _new_instance()
+    rules = [rule for (rule,) in conn.execute("SELECT name FROM duckdb_optimizers()").fetchall()]
+    conn.execute(f"SET disabled_optimizers='{','.join(rule for rule in rules if rule not in KEPT_RULES)}'").fetchall()
+    return conn
+
+
+def schema_of(node: Node) -> Schema | None:
+    """The columns of a node's output, None if they are not known yet."""
+    for needed in topological([node], known=_known.__contains__):
+        try:
+            _known[needed] = _found(needed)
+        except (BadInput, OSError, duckdb.Error, pa.ArrowException):
+            _known[needed] = None  # whoever runs it says what is wrong, and where
+    return _known[node]
+
+
+def remember(node: Node, schema: Schema | None) -> None:
+    """Take a node's columns from what was computed."""
+    _known[node] = schema
+
+
+def forget(node: Node) -> None:
+    """Look at a node again: it was changed."""
+    _known.pop(node, None)
+
+
+def _found(node: Node) -> Schema | None:
+    match node:
+        case DataSourceNode():
+            return schema_of_dataset(node.dataset)
+        case SqlEngineNode():
+            return stored(bound(node))
+        case DataSinkNode():
+            return None
+        case ProjectionNode():
+            return _projected(_known[node.input_deps[0]], node)
+        case ArrowComputeNode():
+            return _of_function(node)
+        case UnionNode() | ConsolidateNode() | PartitionNode():
+            return _moved(node)
+    return None
+
+
+def _projected(schema: Schema | None, node: ProjectionNode) -> Schema | None:
+    if schema is None or node.generated_columns or node.union_by_name:
+        return None
+    return schema if node.columns is None else {name: schema[name] for name in node.columns if name in schema}
+
+
+def _of_function(node: ArrowComputeNode) -> Schema | None:
+    """What our own row functions say of their result."""
+    func = node.process_func
+    if getattr(func, "keeps_columns", False):
+        return _known[node.input_deps[0]]
+    schema = getattr(func, "schema", None)
+    return schema_of_arrow(schema) if isinstance(schema, pa.Schema) else None
+
+
+def _moved(node: Node) -> Schema | None:
+    """The columns of a node that moves rows: those of its inputs, which are the same."""
+    first, *others = (_known[dep] for dep in node.input_deps)
+    if first is None or any(other is None or list(other) != list(first) for other in others):
+        return None
+    if isinstance(node, HashPartitionNode):
+        if node.query is not None:
+            return stored(bound_query(node.query, [_known[dep] for dep in node.input_deps]))
+        if not node.shuffle_only and not node.drop_partition_column:
+            return {**first, node.data_partition_column: duckdb.type("BIGINT")}
+        if node.drop_partition_column:
+            return {name: kind for name, kind in first.items() if name != node.data_partition_column}
+    return first
+
+
+# sources
+
+
+def schema_of_dataset(dataset: DataSet) -> Schema | None:
+    """The columns of a dataset; opens one file where that must be. None if that does not tell."""
+    match dataset:
+        case PartitionedDataSet():
+            return schema_of_dataset(dataset[0]) if len(dataset) else None
+        case ArrowTableDataSet():
+            return schema_of_arrow(dataset.to_arrow_table().schema)
+        case PandasDataSet():
+            return schema_of_arrow(pa.Schema.from_pandas(dataset.to_pandas(), preserve_index=False))
+        case CsvDataSet() | JsonDataSet():
+            names = dataset.columns or list(dataset.schema)
+            return {name: duckdb.type(dataset.schema[name]) for name in names}
+        case ParquetDataSet():
+            return _schema_of_parquet(dataset)
+        case SqlQueryDataSet():
+            with scratch(alone=True) as conn:
+                return _columns(conn.sql(f"SELECT * FROM {dataset.sql_query_fragment(None, conn)}"))
+    return None
+
+
+def _schema_of_parquet(dataset: ParquetDataSet) -> Schema | None:
+    files = dataset.resolved_paths
+    if not files or (dataset.union_by_name and len(files) > MAX_FILES_UNITED):
+        return None
+    if not dataset.union_by_name:
+        first = files[0]
+        files = files_in(first, dataset.recursive)[:1] if os.path.isdir(first) else [first]
+    with scratch() as conn:
+        return _columns(conn.sql(f"SELECT * FROM {dataset._of_files(files).sql_query_fragment()}"))
+
+
+def schema_of_arrow(schema: pa.Schema) -> Schema:
+    """The DuckDB types that columns of Arrow's types have."""
+    with scratch() as conn:
+        conn.register("given", schema.empty_table())
+        try:
+            return _columns(conn.sql("FROM given"))
+        finally:
+            conn.unregister("given")
+
+
+def arrow_schema(schema: Schema) -> pa.Schema:
+    """The Arrow types that columns of DuckDB's types are read as."""
+    with scratch() as conn:
+        create_tables(conn, [schema])
+        return conn.sql("FROM __columns_0").to_arrow_table().schema
+
+
+def _columns(relation: Any) -> Schema:
+    return {name: _stored(kind) for name, kind in zip(relation.columns, relation.types, strict=True)}
+
+
+def stored(schema: Schema | None) -> Schema | None:
+    """The types that columns have once they were written as Parquet."""
+    return None if schema is None else {name: _stored(kind) for name, kind in schema.items()}
+
+
+def _stored(kind: Any) -> Any:
+    if kind.id in ("hugeint", "uhugeint"):
+        return duckdb.type("DOUBLE")
+    if kind.id == "enum":
+        return duckdb.type("VARCHAR")
+    return duckdb.type("INTEGER") if str(kind) in ('"NULL"', "NULL") else kind
+
+
+# queries
+
+
+def bound(node: SqlEngineNode) -> Schema | None:
+    """The columns that a node's query gives, with the types that it computes. None if that can't be known without running it.
+
+    Raises:
+        ColumnNotFound, InvalidQuery: the query does not fit its inputs.
+    """
+    schemas = [schema_of(dep) if dep not in _known else _known[dep] for dep in node.input_deps]
+    if len(node.sql_queries) != 1 or type(node).spawn is not SqlEngineNode.spawn or "spawn" in node.__dict__:
+        return None
+    return bound_query(node.sql_queries[0], schemas, node, node.udfs)
+
+
+def bound_query(
+    query: str, schemas: Sequence[Schema | None], node: Node | None = None, udfs: Sequence[Any] = ()
+) -> Schema | None:
+    """The columns of a query over inputs of these columns (see `bound`)."""
+    tables = [schema for schema in schemas if schema is not None]
+    if len(tables) < len(schemas):
+        return None
+    with scratch(alone=bool(udfs)) as conn:
+        for udf in udfs:
+            udf.bind(conn)
+        text = on_tables(conn, query, tables, node)
+        try:
+            statements = duckdb.extract_statements(text)
+            if len(statements) != 1 or statements[0].type is not duckdb.StatementType.SELECT:
+                return None
+            relation = conn.sql(text)
+            return dict(zip(relation.columns, relation.types, strict=True))
+        except (duckdb.BinderException, duckdb.ParserException, duckdb.CatalogException) as error:
+            raise told(error, query, tables, node) from None
+
+
+def on_tables(conn: duckdb.DuckDBPyConnection, query: str, schemas: Sequence[Schema], node: Node | None = None) -> str:
+    """A node's query, to be bound on empty tables of a connection."""
+    create_tables(conn, schemas)
+    names: dict[str, object] = dict.fromkeys(("batch_index", "query_index", "rand_seed"), 0)
+    names |= {"cpu_limit": 1, "memory_limit": 1, "output_filename": "file", DATA_PARTITION_COLUMN_NAME: 0}
+    names |= {} if node is None else _dimensions(node)
+    return format_query(query, names | {str(index): f"__columns_{index}" for index in range(len(schemas))})
+
+
+def _dimensions(node: Node) -> dict[str, object]:
+    found = shapes(node.input_deps)
+    return {dimension: 0 for dep in node.input_deps for dimension in found[dep].dims}
+
+
+def create_tables(conn: duckdb.DuckDBPyConnection, schemas: Iterable[Schema]) -> None:
+    """Empty tables `__columns_0`, `__columns_1`, ... with these columns."""
+    for index, schema in enumerate(schemas):
+        columns = ", ".join(f"{quote_name(name)} {kind}" for name, kind in schema.items())
+        conn.execute(f"CREATE OR REPLACE TEMP TABLE __columns_{index} ({columns})").fetchall()
+
+
+NO_COLUMN = re.compile(
+    r'Referenced column "(?P<a>(?:[^"]|"")+)" not found'
+    r'|does not have a column named "(?P<b>(?:[^"]|"")+)"'
+    r'|Column "(?P<c>(?:[^"]|"")+)" in (?:EXCLUDE|REPLACE|RENAME) list not found'
+)
+
+
+def told(error: Exception, query: str, schemas: Sequence[Schema], node: Node | None) -> BadInput:
+    """A binder's error, with the columns that there are and the line of the user's script."""
+    where = "" if node is None else f" ({type(node).__name__} at {node.location})"
+    text = str(error)
+    found = NO_COLUMN.search(text)
+    if found is not None:
+        name = next(part for part in found.groups() if part is not None).replace('""', '"')
+        columns = [column for schema in schemas for column in schema]
+        return ColumnNotFound(f"{no_column(name, columns)}{where}\nin the query: {query}")
+    return InvalidQuery(f"{text}{where}\nin the query: {query}")
+
+
+def no_column(name: str, columns: Iterable[str]) -> str:
+    """That a column is not there: what is, and which one may have been meant."""
+    there = list(dict.fromkeys(columns))
+    close = difflib.get_close_matches(name.lower(), {column.lower(): column for column in there}, n=1)
+    meant = next((column for column in there if close and column.lower() == close[0]), None)
+    hint = f": did you mean {meant!r}?" if meant is not None else ""
+    return f"there is no column {name!r}{hint} (the columns: {', '.join(there)})"
+
+
+# what a query reads
+
+
+def columns_read(query: str, schemas: Sequence[Schema], index: int) -> list[str] | None:
+    """The columns of one input that a query reads, as DuckDB's planner finds them; None if that can't be said."""
+    with closing(_column_finder().cursor()) as conn, suppress(duckdb.Error):
+        return _scanned(conn, on_tables(conn, query, schemas), f"__columns_{index}", list(schemas[index]))
+    return None
+
+
+def _scanned(conn: duckdb.DuckDBPyConnection, text: str, table: str, columns: list[str]) -> list[str] | None:
+    ((_, plan),) = conn.execute(f"EXPLAIN (FORMAT JSON) {text}").fetchall()
+    read: set[str] = set()
+    is_found = False
+    stack = json.loads(plan)
+    while stack:
+        step = stack.pop()
+        stack.extend(step["children"])
+        info = step["extra_info"]
+        if str(info.get("Table", "")).split(".")[-1] == table:
+            is_found = True
+            names = info.get("Projections", columns)
+            read.update([names] if isinstance(names, str) else names)
+    return [name for name in columns if name in read] if is_found else None
