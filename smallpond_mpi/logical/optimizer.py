@@ -17,7 +17,6 @@ from smallpond_mpi.logical.lowering import Lowering, is_by_row_over_source
 from smallpond_mpi.logical.node.base import Node, topological
 from smallpond_mpi.logical.node.hash_partition import HashPartitionNode
 from smallpond_mpi.logical.node.keyed import KeyedSqlNode
-from smallpond_mpi.logical.node.partition import PartitionNode
 from smallpond_mpi.logical.node.plan import LogicalPlanVisitor
 from smallpond_mpi.logical.node.sql import SqlEngineNode
 from smallpond_mpi.logical.query_text import nested_query, parsed
@@ -52,8 +51,8 @@ class Optimizer(LogicalPlanVisitor[Node]):
         self._num_readers: Counter[Node] = Counter()
         self._num_fused: dict[Node, int] = {}
         self._lowering = Lowering(Estimates(computed))
-        self._fusable: set[Node] = self._lowering.made
-        """Optimized nodes that may run inside the tasks of whoever reads them."""
+        self._fusable: set[Node] = set()
+        """Optimized nodes that may run inside the tasks of whoever reads them, as may what lowering made."""
 
     def plans(self, roots: Sequence[Node]) -> list[Node]:
         """The optimized versions of several plans, which are to run together."""
@@ -92,13 +91,11 @@ class Optimizer(LogicalPlanVisitor[Node]):
         return self._with_inputs_fused(made)
 
     def visit_keyed_sql_node(self, node: KeyedSqlNode, depth: int) -> Node:
+        """Nodes that bring rows together, and the query over them."""
         lowered = self._lowering.lower(node, [self._optimized[dep] for dep in node.input_deps])
         moved = [self._fused_into_partition(dep) for dep in lowered.input_deps]
         lowered.input_deps = tuple(map(self._settled, moved))
         return self._with_inputs_fused(lowered)
-
-    def visit_partition_node(self, node: PartitionNode, depth: int) -> Node:
-        return self.visit_node(node, depth)
 
     def _settled(self, node: Node) -> Node:
         """Nodes that lowering has put in, with what they read fused into them."""
@@ -127,19 +124,22 @@ class Optimizer(LogicalPlanVisitor[Node]):
     def _may_be_fused(self, inner: Node, position: int, outer: Node) -> bool:
         return (
             isinstance(inner, SqlEngineNode)
-            and inner in self._fusable
+            and self._is_free(inner)
             # What has several inputs itself stays first: the order of the pairs is that of the first input.
             and (position == 0 or (len(inner.input_deps) == 1 and is_by_row_over_source(inner)))
             and outer.input_deps.count(inner) == 1
             and self._num_fused.get(inner, 1) + self._num_fused.get(outer, 1) <= MAX_FUSED_NODES
         )
 
+    def _is_free(self, node: Node) -> bool:
+        return node in self._fusable or node in self._lowering.made
+
     def _fused_into_partition(self, node: Node) -> Node:
         """A hash partition that lowering made, with the query that it reads running in its producers."""
         if not isinstance(node, HashPartitionNode) or node not in self._lowering.made:
             return node
         (inner,) = node.input_deps
-        if not (isinstance(inner, SqlEngineNode) and inner in self._fusable and is_plain(inner) and not inner.udfs):
+        if not (isinstance(inner, SqlEngineNode) and self._is_free(inner) and is_plain(inner) and not inner.udfs):
             return node
         if inner.output_name is not None or inner.output_path is not None:
             return node

@@ -56,11 +56,11 @@ class HashPartitionTask(RowPartitionTask):
         parquet_dictionary_encoding: bool = False,
         parquet_compression: str | None = "ZSTD",
         parquet_compression_level: int | None = 3,
-        query: str | None = None,
         output_name: str | None = None,
         output_path: str | None = None,
         cpu_limit: int | None = None,
         memory_limit: int | None = None,
+        query: str | None = None,
     ) -> None:
         super().__init__(
             ctx,

@@ -86,6 +86,7 @@ class LogicalPlanVisitor(Generic[T]):
         return self.visit_node(node, depth)
 
     def visit_keyed_sql_node(self, node: KeyedSqlNode, depth: int) -> T:
+        """SQL over rows that belong together: joins and groups of DataFrames."""
         return self.visit_query_engine_node(node, depth)
 
     def visit_projection_node(self, node: ProjectionNode, depth: int) -> T:
