@@ -15,6 +15,7 @@ import psutil
 from smallpond_mpi.common import RAND_SEED_BYTE_LEN, TB
 from smallpond_mpi.execution.model import TaskId
 from smallpond_mpi.execution.paths import JobPaths, job_uuid
+from smallpond_mpi.platform import discover
 
 if TYPE_CHECKING:
     from smallpond_mpi.execution.task.base import Task
@@ -239,13 +240,8 @@ class RuntimeContext:
 
     @property
     def numa_node_count(self) -> int:
-        """NUMA nodes of this machine, at least 1."""
-        with contextlib.suppress(OSError):
-            return (
-                sum(name.startswith("node") and name[4:].isdigit() for name in os.listdir("/sys/devices/system/node"))
-                or 1
-            )
-        return 1
+        """NUMA nodes that have CPUs; 1 where the kernel knows none."""
+        return len(set(discover.numa_nodes().values())) or 1
 
     @property
     def physical_cpu_count(self) -> int:

@@ -143,8 +143,8 @@ def arrive(env: Mapping[str, str]) -> Place:
             with vigil.over_start(env):
                 transport, world = start(env)
             return Place(world.rank, world.size, world.host, world.capacity, server, transport)
-        me, gpus = discover.local_rank(SCHEDULER_RANK, env)
-        capacity = discover.capacity(SCHEDULER_RANK, (me,), gpus, world_size=1)
+        me = discover.local_rank(SCHEDULER_RANK, env)
+        capacity = discover.capacity(SCHEDULER_RANK, (me,), env, world_size=1)
         return Place(SCHEDULER_RANK, 1, socket.gethostname(), capacity, server, None)
     except BaseException:
         server.close(1.0)

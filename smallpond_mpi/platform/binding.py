@@ -3,29 +3,33 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from smallpond_mpi.execution.model import SCHEDULER_RANK, Rank
+from smallpond_mpi.execution.model import SCHEDULER_RANK, GpuSlot, Rank
+from smallpond_mpi.platform import slurm
+from smallpond_mpi.platform.topology import Topology
 
 SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PALS_SIZE", "FLUX_JOB_SIZE", "MV2_COMM_WORLD_SIZE")
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PALS_RANKID", "FLUX_TASK_RANK", "MV2_COMM_WORLD_RANK")
-SLURM_SPECIAL_STEPS = 0xFFFFFFF0
-"""Step ids from here on are Slurm's own: the batch script, an interactive shell."""
+SRUN = "srun"
 
 
 @dataclass(frozen=True, slots=True)
 class LocalRank:
-    """A rank of this node: the CPUs that its launcher lets it use, and the GPUs (opaque tokens) that it sees."""
+    """A rank of this node: the CPUs that it is bound to, and the GPUs that it sees.
+
+    `job_cpus` are all CPUs that its job has on this node, where that is certain and the launcher may have bound it to fewer without being asked.
+    """
 
     rank: Rank
     cpus: tuple[int, ...]
-    gpus: tuple[str, ...] = ()
+    gpus: tuple[GpuSlot, ...] = ()
+    job_cpus: tuple[int, ...] = ()
 
 
 def launched_size(env: Mapping[str, str]) -> int:
     """How many processes the launcher says it started; 1 without a launcher."""
     sizes = [int(env[name]) for name in SIZE_VARIABLES if env.get(name, "").isdigit()]
-    step = env.get("SLURM_STEP_ID", "")
     tasks = env.get("SLURM_STEP_NUM_TASKS", "")
-    if step.isdigit() and int(step) < SLURM_SPECIAL_STEPS and tasks.isdigit():
+    if slurm.is_step(env) and tasks.isdigit():
         sizes.append(int(tasks))
     return max(sizes, default=1)
 
@@ -47,21 +51,34 @@ def launched_rank(env: Mapping[str, str]) -> Rank | None:
 
 
 def launcher_of(env: Mapping[str, str]) -> str:
-    """The launcher by its variables, for an error message."""
+    """The launcher by its variables, in words."""
     if "OMPI_COMM_WORLD_SIZE" in env or "PRTE_LAUNCHED" in env:
         return "Open MPI's mpirun"
-    if "HYDI_CONTROL_FD" in env or "PMI_FD" in env or "MPI_LOCALNRANKS" in env:
+    if "HYDI_CONTROL_FD" in env or "MPI_LOCALNRANKS" in env:
         return "MPICH's mpirun"
-    if "SLURM_STEP_ID" in env:
-        return "srun"
-    return "the launcher"
+    if slurm.is_step(env):  # MPICH's own variable PMI_FD is set by srun too
+        return SRUN
+    return "MPICH's mpirun" if "PMI_FD" in env else "the launcher"
 
 
-def divide_cpus(local: Sequence[LocalRank], world_size: int) -> dict[Rank, tuple[int, ...]]:
+def unbound(local: Sequence[LocalRank]) -> list[LocalRank]:
+    """The ranks of a node as if they were bound to nothing, where their bindings leave CPUs of the job to nobody.
+
+    Open MPI's mpirun gives each of up to two ranks one core, whatever the job has. A binding that leaves nothing over is kept.
+    """
+    bound = {cpu for one in local for cpu in one.cpus}
+    if all(set(one.job_cpus) <= bound for one in local):
+        return list(local)
+    return [LocalRank(one.rank, one.job_cpus or one.cpus, one.gpus) for one in local]
+
+
+def divide_cpus(
+    local: Sequence[LocalRank], world_size: int, topology: Topology | None = None
+) -> dict[Rank, tuple[int, ...]]:
     """The CPUs of each rank of a node.
 
-    A CPU that one rank alone may use is its. Those that several may use are divided evenly and contiguously; the rank that schedules gets a part
-    only where there are more of them than other ranks, and the smaller one. A worker that would be left without any shares.
+    A CPU that one rank alone may use is its. Those that several may use are divided evenly by whole cores, neighbours together; the rank that schedules
+    gets a part only where there are more of them than other ranks, and the smaller one. A worker that would be left without any shares.
     """
     if world_size == 1:
         return {one.rank: one.cpus for one in local}
@@ -74,7 +91,7 @@ def divide_cpus(local: Sequence[LocalRank], world_size: int) -> dict[Rank, tuple
         groups.setdefault(tuple(sharers[cpu]), []).append(cpu)
     own: dict[Rank, list[int]] = {one.rank: [] for one in local}
     for ranks, cpus in groups.items():
-        for rank, part in _split(cpus, ranks).items():
+        for rank, part in _split((topology or Topology()).cores(cpus), ranks).items():
             own[rank] += part
     for place, one in enumerate(one for one in local if one.rank != SCHEDULER_RANK):
         if not own[one.rank] and one.cpus:
@@ -82,22 +99,31 @@ def divide_cpus(local: Sequence[LocalRank], world_size: int) -> dict[Rank, tuple
     return {rank: tuple(sorted(cpus)) for rank, cpus in own.items()}
 
 
-def _split(cpus: Sequence[int], ranks: Sequence[Rank]) -> dict[Rank, list[int]]:
-    """Contiguous parts; the longer ones first, rank 0's last."""
+def _split(cores: Sequence[tuple[int, ...]], ranks: Sequence[Rank]) -> dict[Rank, list[int]]:
+    """Contiguous parts; the longer ones first, rank 0's last. Hardware threads of a core are parted only where cores are too few."""
     if len(ranks) == 1:
-        return {ranks[0]: list(cpus)}
+        return {ranks[0]: [cpu for core in cores for cpu in core]}
     workers = [rank for rank in ranks if rank != SCHEDULER_RANK]
-    takers = [*workers, SCHEDULER_RANK] if len(workers) < len(ranks) and len(cpus) > len(workers) else workers
-    if len(cpus) < len(takers):
-        return {rank: [cpus[place % len(cpus)]] for place, rank in enumerate(takers)}
-    size, longer = divmod(len(cpus), len(takers))
+    if len(cores) < len(workers):
+        cores = [(cpu,) for core in cores for cpu in core]
+    takers = [*workers, SCHEDULER_RANK] if len(workers) < len(ranks) and len(cores) > len(workers) else workers
+    if len(cores) < len(takers):
+        return {rank: list(cores[place % len(cores)]) for place, rank in enumerate(takers)}
+    size, longer = divmod(len(cores), len(takers))
     parts: dict[Rank, list[int]] = {}
     begin = 0
     for place, rank in enumerate(takers):
         end = begin + size + (place < longer)
-        parts[rank] = list(cpus[begin:end])
+        parts[rank] = [cpu for core in cores[begin:end] for cpu in core]
         begin = end
     return parts
+
+
+def spread(cpus: Sequence[int], topology: Topology) -> tuple[int, ...]:
+    """The CPUs of a rank in the order in which tasks are to get them: one hardware thread of each core, then the others."""
+    cores = topology.cores(cpus)
+    threads = max((len(core) for core in cores), default=0)
+    return tuple(core[thread] for thread in range(threads) for core in cores if thread < len(core))
 
 
 def divide_memory(cpus: Mapping[Rank, tuple[int, ...]], memory_bytes: int) -> dict[Rank, int]:
@@ -107,11 +133,47 @@ def divide_memory(cpus: Mapping[Rank, tuple[int, ...]], memory_bytes: int) -> di
     return {rank: memory_bytes * weight // total for rank, weight in weights.items()}
 
 
-def divide_gpus(local: Sequence[LocalRank], cpus: Mapping[Rank, tuple[int, ...]]) -> dict[Rank, tuple[str, ...]]:
-    """Each GPU to one of the ranks that see it: to the one with the fewest so far, preferring ranks that have CPUs to feed it."""
-    own: dict[Rank, list[str]] = {one.rank: [] for one in local}
-    for token in dict.fromkeys(token for one in local for token in one.gpus):
-        seers = [one.rank for one in local if token in one.gpus]
-        taker = min(seers, key=lambda rank: (not cpus.get(rank), len(own[rank]), rank == SCHEDULER_RANK, rank))
-        own[taker].append(token)
-    return {rank: tuple(tokens) for rank, tokens in own.items()}
+def divide_gpus(
+    local: Sequence[LocalRank], cpus: Mapping[Rank, tuple[int, ...]], topology: Topology | None = None
+) -> dict[Rank, tuple[str, ...]]:
+    """Each GPU (by its token) to one of the ranks that see it: evenly, to ranks that have CPUs to feed it, and near as far as that is even."""
+    here = topology or Topology()
+    seers: dict[tuple[Rank, ...], list[GpuSlot]] = {}
+    for gpu in dict.fromkeys(gpu for one in local for gpu in one.gpus):
+        seers.setdefault(tuple(one.rank for one in local if gpu in one.gpus), []).append(gpu)
+    own: dict[Rank, list[GpuSlot]] = {one.rank: [] for one in local}
+    for ranks, gpus in seers.items():
+        takers = [rank for rank in ranks if cpus.get(rank)] or list(ranks)
+        most = -(-len(gpus) // len(takers))
+        given = dict.fromkeys(takers, 0)
+        left = []
+        for gpu in gpus:
+            near = [
+                rank for rank in takers if given[rank] < most and here.distance(gpu.numa_node, cpus.get(rank, ())) == 0
+            ]
+            if near:
+                _give(gpu, near, own, given, here, cpus)
+            else:
+                left.append(gpu)
+        for gpu in left:
+            _give(gpu, takers, own, given, here, cpus)
+    order = {gpu: place for place, gpu in enumerate(dict.fromkeys(gpu for one in local for gpu in one.gpus))}
+    return {rank: tuple(gpu.token for gpu in sorted(gpus, key=lambda gpu: order[gpu])) for rank, gpus in own.items()}
+
+
+def _give(
+    gpu: GpuSlot,
+    takers: Sequence[Rank],
+    own: dict[Rank, list[GpuSlot]],
+    given: dict[Rank, int],
+    topology: Topology,
+    cpus: Mapping[Rank, tuple[int, ...]],
+) -> None:
+    """To the one with the fewest so far; of several to the nearest, and to workers first."""
+
+    def cost(rank: Rank) -> tuple[int, int, bool, Rank]:
+        return len(own[rank]), topology.distance(gpu.numa_node, cpus.get(rank, ())), rank == SCHEDULER_RANK, rank
+
+    taker = min(takers, key=cost)
+    own[taker].append(gpu)
+    given[taker] += 1

@@ -1,88 +1,141 @@
-"""What this rank may use: the reader of the machine, beside `gpu` and `process`. Parsers are in `topology`, the division in `binding`."""
+"""What this rank may use: the reader of the machine, beside `gpu` and `process`. Parsers are in `topology`, `cgroup` and `slurm`, the division in `binding`.
+
+`root` stands before every path, so that a directory captured on another machine can be read in its place.
+"""
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from smallpond_mpi.execution.model import Capacity, GpuSlot, Rank
-from smallpond_mpi.platform.binding import LocalRank, divide_cpus, divide_gpus, divide_memory
+from smallpond_mpi.execution.model import Capacity, Rank
+from smallpond_mpi.platform import binding, cgroup, slurm, topology
+from smallpond_mpi.platform.binding import LocalRank
 from smallpond_mpi.platform.gpu import visible_gpus
-from smallpond_mpi.platform.topology import (
-    available_memory,
-    memory_cgroups,
-    memory_limit,
-    numa_of_cpus,
-    oom_kill_count,
-)
+from smallpond_mpi.platform.topology import Topology
+
+NODES = "/sys/devices/system/node"
+CPUS = "/sys/devices/system/cpu"
+MEMORY_FILES = ("memory.max", "memory.high", "memory.limit_in_bytes")
+CPUSET_FILES = ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus")
 
 
-def allowed_cpus() -> tuple[int, ...]:
-    """CPUs that this process may run on: its affinity, which the kernel keeps within its cpuset."""
-    return tuple(sorted(os.sched_getaffinity(0)))
+@dataclass(frozen=True, slots=True)
+class MemoryLimit:
+    """Something that limits the memory of this node's ranks together, and what it is, in words."""
+
+    bytes: int
+    source: str
+
+
+def local_rank(rank: Rank, env: Mapping[str, str], root: str = "") -> LocalRank:
+    """This rank as the others of its node need to know it."""
+    cpus = allowed_cpus(root)
+    gpus = visible_gpus(env, read_topology((), root), root)
+    return LocalRank(rank, cpus, gpus, job_cpus(env, root))
 
 
 def capacity(
-    rank: Rank,
-    local: Sequence[LocalRank],
-    gpus: Sequence[GpuSlot],
-    *,
-    world_size: int,
-    proc: str = "/proc",
-    sys: str = "/sys",
+    rank: Rank, local: Sequence[LocalRank], env: Mapping[str, str], *, world_size: int, root: str = ""
 ) -> Capacity:
-    """What the executor of `rank` may hand out, on a node that it shares with `local` (itself among them); `gpus` are those that it sees."""
-    cpus = divide_cpus(local, world_size)
-    memory = divide_memory(cpus, node_memory_bytes(proc, sys))
-    tokens = divide_gpus(local, cpus)[rank]
-    nodes = numa_nodes(sys)
+    """What the executor of `rank` may hand out, on a node that it shares with `local` (itself among them)."""
+    local = binding.unbound(local)
+    here = read_topology({cpu for one in local for cpu in one.cpus}, root)
+    cpus = binding.divide_cpus(local, world_size, here)
+    memory = binding.divide_memory(cpus, memory_limit(env, root).bytes)
+    tokens = binding.divide_gpus(local, cpus, here)[rank]
+    own = binding.spread(cpus[rank], here)
+    seen = next(one.gpus for one in local if one.rank == rank)
     return Capacity(
-        cpus[rank],
+        own,
         memory[rank],
-        tuple(gpu for gpu in gpus if gpu.token in tokens),
-        tuple(nodes.get(cpu) for cpu in cpus[rank]),
+        tuple(gpu for gpu in seen if gpu.token in tokens),
+        tuple(here.numa.get(cpu) for cpu in own),
     )
 
 
-def node_memory_bytes(proc: str = "/proc", sys: str = "/sys") -> int:
-    """Memory that the ranks of this node have together: the least of what is available and what any cgroup above them allows."""
-    limits = [available_memory(_read(f"{proc}/meminfo")) or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for directory in memory_cgroups(_read(f"{proc}/self/cgroup"), f"{sys}/fs/cgroup"):
-        for name in ("memory.max", "memory.limit_in_bytes"):
-            limit = memory_limit(_read(os.path.join(directory, name)))
+def allowed_cpus(root: str = "") -> tuple[int, ...]:
+    """CPUs that this process may run on: its affinity, which the kernel keeps within its cpuset."""
+    return topology.allowed_cpus(_read(f"{root}/proc/self/status")) or tuple(sorted(os.sched_getaffinity(0)))
+
+
+def job_cpus(env: Mapping[str, str], root: str = "") -> tuple[int, ...]:
+    """All CPUs of the job on this node, where an mpirun may have bound its ranks to fewer by its own default; empty where that isn't certain.
+
+    They are those of the cpuset, if this has as many CPUs as Slurm granted: then it is the job's, and no other job's are among them.
+    """
+    if binding.launcher_of(env) == binding.SRUN or not slurm.is_job(env):
+        return ()
+    for directory in _cgroups("cpuset", root):
+        for name in CPUSET_FILES:
+            cpus = topology.parse_cpu_list(_read(f"{root}{directory}/{name}"))
+            if cpus:
+                return cpus if len(cpus) == slurm.job_cpus(env) else ()
+    return ()
+
+
+def memory_limit(env: Mapping[str, str], root: str = "") -> MemoryLimit:
+    """The least of what limits the ranks of this node together."""
+    return min(memory_limits(env, root), key=lambda limit: limit.bytes)
+
+
+def memory_limits(env: Mapping[str, str], root: str = "") -> list[MemoryLimit]:
+    """What is available on the machine, what Slurm granted, and what any cgroup above this process allows."""
+    available = cgroup.available_memory(_read(f"{root}/proc/meminfo"))
+    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [MemoryLimit(available or pages, "available on the machine")]
+    granted = slurm.memory_bytes(env, by_srun=binding.launcher_of(env) == binding.SRUN)
+    if granted is not None:
+        limits.append(MemoryLimit(granted, "granted by Slurm"))
+    for directory in _cgroups("memory", root):
+        for name in MEMORY_FILES:
+            limit = cgroup.memory_limit(_read(f"{root}{directory}/{name}"))
             if limit is not None:
-                limits.append(limit)
-    return min(limits)
+                limits.append(MemoryLimit(limit, f"{directory}/{name}"))
+    return limits
 
 
-def numa_nodes(sys: str = "/sys") -> dict[int, int]:
+def numa_nodes(root: str = "") -> dict[int, int]:
     """CPU → NUMA node; empty where the kernel has none."""
-    directory = f"{sys}/devices/system/node"
+    return topology.numa_of_cpus(_of_nodes("cpulist", root))
+
+
+def read_topology(cpus: Iterable[int], root: str = "") -> Topology:
+    """NUMA nodes, and the cores of these CPUs."""
+    siblings = {}
+    for cpu in cpus:
+        threads = topology.parse_cpu_list(_read(f"{root}{CPUS}/cpu{cpu}/topology/thread_siblings_list"))
+        if threads:
+            siblings[cpu] = threads
+    return Topology(numa_nodes(root), siblings, topology.distances(_of_nodes("distance", root)))
+
+
+def _of_nodes(name: str, root: str) -> dict[int, str]:
+    """NUMA node → the text of this file of it."""
     try:
-        names = [name for name in os.listdir(directory) if re.fullmatch(r"node\d+", name)]
+        nodes = [int(entry[4:]) for entry in os.listdir(root + NODES) if re.fullmatch(r"node\d+", entry)]
     except OSError:
         return {}
-    return numa_of_cpus({int(name[4:]): _read(f"{directory}/{name}/cpulist") for name in names})
+    return {node: _read(f"{root}{NODES}/node{node}/{name}") for node in nodes}
 
 
-def oom_kills(proc: str = "/proc", sys: str = "/sys") -> int:
+def oom_kills(root: str = "") -> int:
     """How many processes of this rank's memory cgroup the kernel's OOM killer has taken so far; 0 where that can't be read."""
-    for directory in memory_cgroups(_read(f"{proc}/self/cgroup"), f"{sys}/fs/cgroup"):
+    for directory in _cgroups("memory", root):
         for name in ("memory.events", "memory.oom_control"):
-            count = oom_kill_count(_read(os.path.join(directory, name)))
+            count = cgroup.oom_kill_count(_read(f"{root}{directory}/{name}"))
             if count is not None:
                 return count
     return 0
 
 
-def local_rank(rank: Rank, env: Mapping[str, str]) -> tuple[LocalRank, tuple[GpuSlot, ...]]:
-    """This rank as the others of its node need to know it, and the GPUs that it sees."""
-    gpus = visible_gpus(env)
-    return LocalRank(rank, allowed_cpus(), tuple(gpu.token for gpu in gpus)), gpus
+def _cgroups(controller: str, root: str) -> list[str]:
+    return cgroup.directories(_read(f"{root}/proc/self/cgroup"), _read(f"{root}/proc/self/mountinfo"), controller)
 
 
 def _read(path: str) -> str:
     try:
         with open(path) as file:
             return file.read()
-    except OSError:
+    except (OSError, ValueError):  # not there, not allowed, or not text
         return ""

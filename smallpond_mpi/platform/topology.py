@@ -1,10 +1,10 @@
-"""Parsers of what the kernel tells about CPUs, NUMA nodes and memory limits. Pure: text in, values out."""
+"""Parsers of what the kernel tells about CPUs: their lists, cores and NUMA nodes. Pure: text in, values out."""
 
-from collections.abc import Mapping
-from pathlib import PurePosixPath
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
-NO_LIMIT_BYTES = 1 << 60
-"""cgroup v1 says "no limit" by a number of pages near 2^63."""
+FAR = 255
+"""Above every distance between NUMA nodes; firmware says it for nodes that can't reach each other."""
 
 
 def parse_cpu_list(text: str) -> tuple[int, ...]:
@@ -17,53 +17,61 @@ def parse_cpu_list(text: str) -> tuple[int, ...]:
     return tuple(sorted(cpus))
 
 
+def allowed_cpus(proc_status: str) -> tuple[int, ...]:
+    """The affinity in a /proc/PID/status, which the kernel keeps within the cpuset."""
+    for line in proc_status.splitlines():
+        name, _, value = line.partition(":")
+        if name == "Cpus_allowed_list":
+            return parse_cpu_list(value)
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """Where CPUs are. `numa`: CPU → NUMA node, for those of which the kernel says it; `siblings`: CPU → the hardware threads of its core;
+    `distances`: (NUMA node, NUMA node) → what the firmware says of the way, 10 for none.
+    """
+
+    numa: Mapping[int, int] = field(default_factory=dict)
+    siblings: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    distances: Mapping[tuple[int, int], int] = field(default_factory=dict)
+
+    def core(self, cpu: int) -> int:
+        """A core is named by its first hardware thread."""
+        return min(self.siblings.get(cpu, ()), default=cpu)
+
+    def cores(self, cpus: Iterable[int]) -> list[tuple[int, ...]]:
+        """These CPUs by core, neighbours beside each other: all of a NUMA node, then the next."""
+        found: dict[tuple[int, int], list[int]] = {}
+        for cpu in sorted(set(cpus)):
+            core = self.core(cpu)
+            found.setdefault((self.numa.get(core, -1), core), []).append(cpu)
+        return [tuple(found[key]) for key in sorted(found)]
+
+    def distance(self, node: int | None, cpus: Iterable[int]) -> int:
+        """The shortest way from a NUMA node to one of these CPUs; FAR if nothing is known of it."""
+        ends = {self.numa[cpu] for cpu in cpus if cpu in self.numa}
+        if node is None or not ends:
+            return FAR
+        return 0 if node in ends else min(self.distances.get((node, end), FAR) for end in ends)
+
+    def node_of_all(self, cpus: Iterable[int]) -> int | None:
+        """The one NUMA node that all of these are of; None if they are of several, or of none that is known."""
+        nodes = {self.numa.get(cpu) for cpu in cpus}
+        return nodes.pop() if len(nodes) == 1 else None
+
+
 def numa_of_cpus(cpu_lists: Mapping[int, str]) -> dict[int, int]:
-    """CPU → NUMA node, from each node's cpulist."""
+    """CPU → NUMA node, from each node's cpulist. Nodes of memory alone (of a GPU, of CXL) have an empty one."""
     return {cpu: node for node, text in cpu_lists.items() for cpu in parse_cpu_list(text)}
 
 
-def memory_cgroups(proc_self_cgroup: str, mount: str) -> list[str]:
-    """Directories of the memory cgroups that a process is in, v1 and v2, from the innermost up to the mount.
-
-    Inside a container the path may be the host's: those directories don't exist then, and the mount itself is the container's.
-    """
-    directories: list[str] = []
-    for line in proc_self_cgroup.splitlines():
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if number == "0" and not controllers:
-            mounts = [mount, f"{mount}/unified"]
-        elif "memory" in controllers.split(","):
-            mounts = [f"{mount}/memory"]
-        else:
-            continue
-        inner = PurePosixPath(path.lstrip("/"))
-        for base in mounts:
-            directories += [str(PurePosixPath(base, level)) for level in (inner, *inner.parents)]
-    return list(dict.fromkeys(directories))
-
-
-def memory_limit(text: str) -> int | None:
-    """Bytes of a memory.max (v2) or memory.limit_in_bytes (v1); None for no limit."""
-    text = text.strip()
-    if not text.isdigit():
-        return None
-    limit = int(text)
-    return limit if limit < NO_LIMIT_BYTES else None
-
-
-def oom_kill_count(text: str) -> int | None:
-    """The oom_kill line of memory.events (v2) or memory.oom_control (v1), None if there is none."""
-    for line in text.splitlines():
-        name, _, value = line.partition(" ")
-        if name == "oom_kill" and value.strip().isdigit():
-            return int(value)
-    return None
-
-
-def available_memory(meminfo: str) -> int | None:
-    """MemAvailable of /proc/meminfo in bytes."""
-    for line in meminfo.splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
+def distances(texts: Mapping[int, str]) -> dict[tuple[int, int], int]:
+    """From each node's distance file, which lists all nodes in ascending order."""
+    nodes = sorted(texts)
+    return {
+        (node, other): int(way)
+        for node in nodes
+        for other, way in zip(nodes, texts[node].split(), strict=False)
+        if way.isdigit()
+    }

@@ -41,6 +41,7 @@ LAYERS: list[tuple[str, list[str], set[str]]] = [
             "execution.executor.core",
             "platform.slurm",
             "platform.topology",
+            "platform.cgroup",
             "platform.binding",
         ],
         set(),

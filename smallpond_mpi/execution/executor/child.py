@@ -25,6 +25,7 @@ from smallpond_mpi.execution.executor.commands import Lane
 from smallpond_mpi.execution.executor.pipe import FrameReader, Hello, Ready, Refused, Reply, Work, pack
 from smallpond_mpi.execution.model import Failure
 from smallpond_mpi.execution.protocol import Checkpoint, Message, RunTask, Welcome
+from smallpond_mpi.platform import gpu
 from smallpond_mpi.platform.process import (
     PAGE_BYTES,
     adopt_orphans,
@@ -50,7 +51,6 @@ THREAD_VARIABLES = (
     "TOKENIZERS_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
-GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 RLIMITS = tuple(
     getattr(resource, f"RLIMIT_{name}")
     for name in ("AS", "CORE", "CPU", "DATA", "FSIZE", "MEMLOCK", "NOFILE", "NPROC", "STACK")
@@ -110,8 +110,7 @@ def bind(lane: Lane, gpu_tokens: tuple[str, ...]) -> None:
     if lane.numa_node is not None:
         prefer_memory_of(lane.numa_node)
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(max(1, len(lane.cpus)))))
-    os.environ.update(dict.fromkeys(GPU_VARIABLES, ",".join(gpu_tokens) or "-1"))
-    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    os.environ.update(gpu.environment(gpu_tokens))
 
 
 def redirect(spool_fd: int) -> None:

@@ -339,10 +339,10 @@ def start(env: Mapping[str, str]) -> tuple[MpiTransport, World]:
     comm = MPI.COMM_WORLD.Dup()
     comm.Set_errhandler(MPI.ERRORS_RETURN)
     rank = Rank(comm.Get_rank())
-    me, gpus = discover.local_rank(rank, env)
+    me = discover.local_rank(rank, env)
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
     local: tuple[LocalRank, ...] = tuple(node.allgather(me))
-    capacity = discover.capacity(rank, local, gpus, world_size=comm.Get_size())
+    capacity = discover.capacity(rank, local, env, world_size=comm.Get_size())
     return MpiTransport(comm), World(rank, comm.Get_size(), socket.gethostname(), local, capacity)
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallpond_mpi.execution.model import SCHEDULER_RANK, Rank
+from smallpond_mpi.execution.model import SCHEDULER_RANK, GpuSlot, Rank
 from smallpond_mpi.platform.binding import (
     LocalRank,
     divide_cpus,
@@ -15,7 +15,10 @@ from smallpond_mpi.platform.binding import (
     launched_by_mpi,
     launched_size,
     launcher_of,
+    spread,
+    unbound,
 )
+from smallpond_mpi.platform.topology import Topology
 
 
 def ranks(*cpus: tuple[int, ...], first: int = 0) -> list[LocalRank]:
@@ -74,12 +77,55 @@ def test_memory_goes_by_cpus() -> None:
     assert divide_memory({Rank(0): (), Rank(1): (0, 1, 2)}, 400) == {0: 100, 1: 300}
 
 
+def slots(*tokens: str) -> tuple[GpuSlot, ...]:
+    return tuple(GpuSlot(token) for token in tokens)
+
+
 def test_gpus_have_one_owner_each() -> None:
-    local = [LocalRank(Rank(rank), (0, 1), ("a", "b", "c")) for rank in range(3)]
+    local = [LocalRank(Rank(rank), (0, 1), slots("a", "b", "c")) for rank in range(3)]
     cpus: dict[Rank, tuple[int, ...]] = {Rank(0): (), Rank(1): (0,), Rank(2): (1,)}
     assert divide_gpus(local, cpus) == {0: (), 1: ("a", "c"), 2: ("b",)}
-    own = [LocalRank(Rank(1), (0,), ("a",)), LocalRank(Rank(2), (1,), ("b",))]
+    own = [LocalRank(Rank(1), (0,), slots("a")), LocalRank(Rank(2), (1,), slots("b"))]
     assert divide_gpus(own, cpus) == {1: ("a",), 2: ("b",)}
+
+
+@given(
+    st.lists(st.integers(0, 3) | st.none(), max_size=9),
+    st.lists(st.frozensets(st.integers(0, 15), max_size=5), min_size=1, max_size=6),
+)
+def test_gpus_are_shared_evenly(nodes: list[int | None], masks: list[frozenset[int]]) -> None:
+    gpus = tuple(GpuSlot(f"GPU-{index}", node) for index, node in enumerate(nodes))
+    local = [LocalRank(Rank(rank), tuple(sorted(mask)), gpus) for rank, mask in enumerate(masks)]
+    cpus = {one.rank: one.cpus for one in local}
+    own = divide_gpus(local, cpus, Topology({cpu: cpu // 4 for cpu in range(16)}))
+    assert sorted(token for tokens in own.values() for token in tokens) == sorted(gpu.token for gpu in gpus)
+    counts = [len(own[one.rank]) for one in local if one.cpus or not any(masks)]
+    assert max(counts) - min(counts) <= 1
+
+
+def test_hardware_threads_of_a_core_stay_together() -> None:
+    cores = Topology(siblings={cpu: (cpu % 4, cpu % 4 + 4) for cpu in range(8)})
+    everything = tuple(range(8))
+    assert divide_cpus(ranks(everything, everything, first=1), 3, cores) == {1: (0, 1, 4, 5), 2: (2, 3, 6, 7)}
+    assert divide_cpus(ranks(*[everything] * 6, first=1), 7, cores) == {
+        1: (0, 4),
+        2: (1, 5),
+        3: (2,),
+        4: (6,),
+        5: (3,),
+        6: (7,),
+    }
+    assert spread((0, 1, 4, 6), cores) == (0, 1, 6, 4)
+
+
+def test_a_launchers_own_binding_gives_way_where_it_leaves_cpus_to_nobody() -> None:
+    job = (0, 1, 2, 3)
+    one_core_each = [LocalRank(Rank(1), (0,), (), job), LocalRank(Rank(2), (1,), (), job)]
+    assert [one.cpus for one in unbound(one_core_each)] == [job, job]
+    halves = [LocalRank(Rank(1), (0, 1), (), job), LocalRank(Rank(2), (2, 3), (), job)]
+    assert unbound(halves) == halves
+    not_told = [LocalRank(Rank(1), (0,)), LocalRank(Rank(2), (1,))]
+    assert unbound(not_told) == not_told
 
 
 @pytest.mark.parametrize(
@@ -105,4 +151,7 @@ def test_launchers_are_named() -> None:
     assert launcher_of({"OMPI_COMM_WORLD_SIZE": "2", "SLURM_STEP_ID": "0"}) == "Open MPI's mpirun"
     assert launcher_of({"PMI_FD": "2"}) == "MPICH's mpirun"
     assert launcher_of({"SLURM_STEP_ID": "0"}) == "srun"
+    assert launcher_of({"SLURM_STEP_ID": "0", "PMI_FD": "12", "PMI_SIZE": "4"}) == "srun"
+    assert launcher_of({"SLURM_STEP_ID": "0", "MPI_LOCALNRANKS": "2", "PMI_FD": "9"}) == "MPICH's mpirun"
+    assert launcher_of({"SLURM_STEP_ID": "0", "OMPI_COMM_WORLD_SIZE": "2"}) == "Open MPI's mpirun"
     assert launcher_of({}) == "the launcher"

@@ -1,131 +1,161 @@
-"""What is read from /proc and /sys, over directories as machines have them."""
+"""What a rank may use, over machines captured here and synthetic ones (`machines` names their sources)."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from smallpond_mpi.execution.model import GpuSlot, Rank
+from smallpond_mpi.execution.model import Capacity, GpuSlot, Rank
+from smallpond_mpi.platform import discover
 from smallpond_mpi.platform.binding import LocalRank
-from smallpond_mpi.platform.discover import capacity, node_memory_bytes, numa_nodes, oom_kills
-from smallpond_mpi.platform.gpu import select
-from smallpond_mpi.platform.topology import (
-    available_memory,
-    memory_cgroups,
-    memory_limit,
-    oom_kill_count,
-    parse_cpu_list,
-)
+from tests.unit.platform import machines
+from tests.unit.platform.machines import GB
+from tests.unit.platform.trees import Machine, load
 
-GB = 1 << 30
+MB = 1 << 20
 
 
-@pytest.mark.parametrize(
-    ("text", "cpus"),
-    [("0-3,8\n", (0, 1, 2, 3, 8)), ("", ()), ("\n", ()), ("5", (5,)), ("2-2,0", (0, 2)), ("0-1,4-5", (0, 1, 4, 5))],
-)
-def test_cpu_lists(text: str, cpus: tuple[int, ...]) -> None:
-    assert parse_cpu_list(text) == cpus
+def capacities(
+    machine: Machine, root: Path, ranks: int, *, first: int = 1, gpus: tuple[GpuSlot, ...] = ()
+) -> list[Capacity]:
+    """What each of `ranks` unbound ranks of this machine has."""
+    here = machine.write(root)
+    cpus = discover.allowed_cpus(here)
+    local = [LocalRank(Rank(first + place), cpus, gpus) for place in range(ranks)]
+    world = ranks + first
+    return [discover.capacity(one.rank, local, machine.env, world_size=world, root=here) for one in local]
 
 
-@pytest.mark.parametrize(
-    ("text", "limit"), [("max\n", None), ("9223372036854771712\n", None), ("1073741824\n", GB), ("", None)]
-)
-def test_memory_limits(text: str, limit: int | None) -> None:
-    assert memory_limit(text) == limit
+def test_one_rank_a_numa_node_of_an_epyc(tmp_path: Path) -> None:
+    made = capacities(machines.dgx_a100(), tmp_path, 8)
+    for node, capacity in enumerate(made):
+        assert set(capacity.numa_nodes) == {node}
+        first = range(node * 16, node * 16 + 16)
+        assert capacity.cpus == (*first, *(cpu + 128 for cpu in first)), "one thread of each core, then the others"
+        assert capacity.memory_bytes == 128 * GB
 
 
-def test_oom_kills_of_both_versions() -> None:
-    assert oom_kill_count("low 0\nhigh 0\nmax 3\noom 2\noom_kill 2\noom_group_kill 0\n") == 2
-    assert oom_kill_count("oom_kill_disable 0\nunder_oom 0\noom_kill 5\n") == 5
-    assert oom_kill_count("") is None
+def test_ranks_share_no_core(tmp_path: Path) -> None:
+    """Five ranks of 128 cores: no core has threads of two of them."""
+    made = capacities(machines.dgx_a100(), tmp_path, 5)
+    owners: dict[int, set[int]] = {}
+    for place, capacity in enumerate(made):
+        for cpu in capacity.cpus:
+            owners.setdefault(cpu % 128, set()).add(place)
+    assert len(owners) == 128
+    assert all(len(ranks) == 1 for ranks in owners.values())
+    assert sorted(len(capacity.cpus) for capacity in made) == [50, 50, 52, 52, 52]
 
 
-def test_available_memory() -> None:
-    assert available_memory("MemTotal: 100 kB\nMemAvailable:   50 kB\n") == 50 * 1024
-    assert available_memory("") is None
+def test_gpus_go_where_their_cores_are(tmp_path: Path) -> None:
+    gpus = tuple(GpuSlot(f"GPU-{index}", node) for index, node in enumerate(machines.DGX_GPU_NODES))
+    eight = capacities(machines.dgx_a100(), tmp_path / "8", 8, gpus=gpus)
+    assert [len(capacity.gpus) for capacity in eight] == [1] * 8
+    for node, capacity in enumerate(eight):
+        (gpu,) = capacity.gpus
+        assert gpu.numa_node is not None
+        assert gpu.numa_node // 4 == node // 4, "of the same socket"
+        if node in machines.DGX_GPU_NODES:
+            assert gpu.numa_node == node
+    two = capacities(machines.dgx_a100(), tmp_path / "2", 2, gpus=gpus)
+    assert [{gpu.numa_node for gpu in capacity.gpus} for capacity in two] == [{1, 3}, {5, 7}]
+    four = capacities(machines.dgx_a100(), tmp_path / "4", 4, gpus=gpus)
+    assert [{gpu.numa_node for gpu in capacity.gpus} for capacity in four] == [{1}, {3}, {5}, {7}]
 
 
-def test_every_ancestor_of_the_cgroup_counts() -> None:
-    v1 = "12:cpu:/\n4:memory:/slurm/uid_1/job_2/step_0\n"
-    assert memory_cgroups(v1, "/cg") == [
-        "/cg/memory/slurm/uid_1/job_2/step_0",
-        "/cg/memory/slurm/uid_1/job_2",
-        "/cg/memory/slurm/uid_1",
-        "/cg/memory/slurm",
-        "/cg/memory",
-    ]
-    assert memory_cgroups("0::/system.slice/job_2\n", "/cg")[:3] == [
-        "/cg/system.slice/job_2",
-        "/cg/system.slice",
-        "/cg",
-    ]
+def test_memory_only_nodes_have_no_cpus(tmp_path: Path) -> None:
+    made = capacities(machines.grace_hopper(), tmp_path, 4)
+    assert [set(capacity.numa_nodes) for capacity in made] == [{0}, {1}, {2}, {3}]
+    assert [len(capacity.cpus) for capacity in made] == [72] * 4
 
 
-class Machine:
-    def __init__(self, root: Path) -> None:
-        self.proc, self.sys = root / "proc", root / "sys"
-        self.write("proc/meminfo", f"MemTotal: {64 * GB // 1024} kB\nMemAvailable: {32 * GB // 1024} kB\n")
-        self.write("proc/self/cgroup", "0::/slurm/job_7/step_0\n")
-        self.write("sys/devices/system/node/node0/cpulist", "0-1\n")
-        self.write("sys/devices/system/node/node1/cpulist", "2-3\n")
-
-    def write(self, path: str, text: str) -> None:
-        file = self.proc.parent / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+def test_a_laptop(tmp_path: Path) -> None:
+    (alone,) = capacities(machines.laptop(), tmp_path / "1", 1, first=0)
+    assert alone.cpus == (0, 2, 4, 6, *range(8, 16), 1, 3, 5, 7)
+    assert alone.memory_bytes == 16 * GB
+    made = capacities(machines.laptop(), tmp_path / "4", 4, first=0)
+    assert [sorted(one.cpus) for one in made] == [[13, 14, 15], [0, 1, 2, 3, 4, 5], [6, 7, 8, 9], [10, 11, 12]]
 
 
-@pytest.fixture
-def machine(tmp_path: Path) -> Machine:
-    return Machine(tmp_path)
-
-
-def test_memory_is_the_least_of_all(machine: Machine) -> None:
-    assert node_memory_bytes(str(machine.proc), str(machine.sys)) == 32 * GB
-    machine.write("sys/fs/cgroup/slurm/job_7/step_0/memory.max", "max\n")
-    machine.write("sys/fs/cgroup/slurm/job_7/memory.max", f"{8 * GB}\n")
-    assert node_memory_bytes(str(machine.proc), str(machine.sys)) == 8 * GB
-
-
-def test_oom_kills_are_those_of_the_innermost_cgroup(machine: Machine) -> None:
-    assert oom_kills(str(machine.proc), str(machine.sys)) == 0
-    machine.write("sys/fs/cgroup/slurm/job_7/memory.events", "oom_kill 3\n")
-    assert oom_kills(str(machine.proc), str(machine.sys)) == 3
-
-
-def test_numa(machine: Machine, tmp_path: Path) -> None:
-    assert numa_nodes(str(machine.sys)) == {0: 0, 1: 0, 2: 1, 3: 1}
-    assert numa_nodes(str(tmp_path / "nowhere")) == {}
-
-
-def test_the_capacity_of_a_rank(machine: Machine) -> None:
-    gpus = (GpuSlot("GPU-a", 0), GpuSlot("GPU-b", 1))
-    local = [LocalRank(Rank(rank), (0, 1, 2, 3), ("GPU-a", "GPU-b")) for rank in (1, 2)]
-    got = capacity(Rank(2), local, gpus, world_size=3, proc=str(machine.proc), sys=str(machine.sys))
-    assert got.cpus == (2, 3)
-    assert got.numa_nodes == (1, 1)
-    assert got.gpus == (GpuSlot("GPU-b", 1),)
-    assert got.memory_bytes == 16 * GB  # what is held back, the scheduler holds back
-
-
-FOUND = [GpuSlot("GPU-aaaa"), GpuSlot("GPU-bbbb"), GpuSlot("GPU-abcd")]
+def test_three_odd_cores(tmp_path: Path) -> None:
+    (alone,) = capacities(machines.three_odd_cores(), tmp_path / "1", 1, first=0)
+    assert alone.cpus == (2, 6, 10)
+    assert alone.numa_nodes == (0, 0, 1)
+    made = capacities(machines.three_odd_cores(), tmp_path / "3", 3)
+    assert [one.cpus for one in made] == [(2,), (6,), (10,)]
 
 
 @pytest.mark.parametrize(
-    ("mask", "tokens"),
+    ("make", "limit", "source"),
     [
-        (None, ["GPU-aaaa", "GPU-bbbb", "GPU-abcd"]),
-        ("", []),
-        ("-1", []),
-        ("NoDevFiles", []),
-        ("1", ["GPU-bbbb"]),
-        ("2,0", ["GPU-abcd", "GPU-aaaa"]),
-        ("0,7,1", ["GPU-aaaa"]),
-        ("GPU-b", ["GPU-bbbb"]),
-        ("GPU-a", []),
-        ("MIG-1234", ["MIG-1234"]),
-        ("0, 0", ["GPU-aaaa"]),
+        (machines.container_v2, 2 * GB, "/sys/fs/cgroup/memory.max"),
+        (machines.slurm_v2, 12 * GB, "/sys/fs/cgroup/system.slice/slurmstepd.scope/job_71/step_0/user/memory.max"),
+        (machines.docker_v1, 3 * GB, "/sys/fs/cgroup/memory/inner/memory.limit_in_bytes"),
+        (machines.laptop, 16 * GB, "available on the machine"),
+        (lambda: load("container_v1"), 22_456_864 * 1024, "available on the machine"),
+        (
+            lambda: load("slurm_srun"),
+            600 * MB,
+            "/sys/fs/cgroup/memory/slurm_n2/uid_0/job_3/step_0/memory.limit_in_bytes",
+        ),
+        (lambda: load("slurm_mpirun"), 900 * MB, "granted by Slurm"),
+        (lambda: load("slurm_batch"), 900 * MB, "granted by Slurm"),
     ],
 )
-def test_the_mask_of_gpus(mask: str | None, tokens: list[str]) -> None:
-    assert [gpu.token for gpu in select(FOUND, mask)] == tokens
+def test_memory_is_the_least_of_all(make: Callable[[], Machine], limit: int, source: str, tmp_path: Path) -> None:
+    machine = make()
+    found = discover.memory_limit(machine.env, machine.write(tmp_path))
+    assert (found.bytes, found.source) == (limit, source)
+
+
+def test_slurms_word_counts_where_no_cgroup_limits(tmp_path: Path) -> None:
+    machine = machines.laptop()
+    machine.env = {"SLURM_JOB_ID": "7", "SLURM_MEM_PER_NODE": "2048"}
+    assert discover.memory_limit(machine.env, machine.write(tmp_path)).bytes == 2 * GB
+
+
+def test_what_the_test_cluster_gave(tmp_path: Path) -> None:
+    """srun bound each of two ranks a node to its core; mpirun bound one of one to half of what the job has, which is all its own."""
+    srun = load("slurm_srun")
+    root = srun.write(tmp_path / "srun")
+    me = discover.local_rank(Rank(3), srun.env, root)
+    assert me == LocalRank(Rank(3), (1,))
+    both = [LocalRank(Rank(2), (0,)), me]
+    assert discover.capacity(Rank(3), both, srun.env, world_size=6, root=root) == Capacity((1,), 300 * MB, (), (0,))
+
+    mpirun = load("slurm_mpirun")
+    root = mpirun.write(tmp_path / "mpirun")
+    me = discover.local_rank(Rank(1), mpirun.env, root)
+    assert me == LocalRank(Rank(1), (0,), (GpuSlot("0"), GpuSlot("1")), (0, 1))
+    capacity = discover.capacity(Rank(1), [me], mpirun.env, world_size=2, root=root)
+    assert capacity == Capacity((0, 1), 900 * MB, (GpuSlot("0"), GpuSlot("1")), (0, 0))
+
+    batch = load("slurm_batch")
+    root = batch.write(tmp_path / "batch")
+    me = discover.local_rank(Rank(0), batch.env, root)
+    assert (me.cpus, me.job_cpus) == ((0, 1), (0, 1))
+
+
+def test_a_cpuset_that_is_not_the_jobs_alone_is_not_taken(tmp_path: Path) -> None:
+    """Where Slurm does not constrain cores the cpuset is the whole machine's: other jobs' cores are in it."""
+    mpirun = load("slurm_mpirun")
+    mpirun.env["SLURM_JOB_CPUS_PER_NODE"] = "1(x2)"
+    assert discover.local_rank(Rank(1), mpirun.env, mpirun.write(tmp_path)).job_cpus == ()
+
+
+def test_the_cpus_of_a_container(tmp_path: Path) -> None:
+    assert discover.allowed_cpus(machines.container_v2().write(tmp_path)) == (2, 3)
+
+
+@pytest.mark.parametrize(("make", "kills"), [(machines.container_v2, 1), (machines.docker_v1, 7), (machines.laptop, 0)])
+def test_oom_kills(make: Callable[[], Machine], kills: int, tmp_path: Path) -> None:
+    assert discover.oom_kills(make().write(tmp_path)) == kills
+
+
+def test_a_machine_that_tells_nothing(tmp_path: Path) -> None:
+    here = str(tmp_path)
+    assert discover.numa_nodes(here) == {}
+    assert discover.memory_limit({}, here).bytes > 0
+    assert discover.allowed_cpus(here)
+    one = LocalRank(Rank(0), (0, 1))
+    assert discover.capacity(Rank(0), [one], {}, world_size=1, root=here).numa_nodes == (None, None)
