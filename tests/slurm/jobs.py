@@ -39,20 +39,26 @@ def submit(
     return int(said.split(";")[0])
 
 
+def end_of(cluster: Cluster, job: int) -> tuple[str, str] | None:
+    """(state, exit code) of a job that is over, None while it isn't."""
+    log = (cluster.box / "log" / "jobcomp.txt").read_text()
+    found = re.search(rf"^JobId={job} .*? JobState=(\w+) .* ExitCode=(\S+)", log, re.MULTILINE)
+    return (found[1], found[2]) if found else None
+
+
 def wait(cluster: Cluster, job: int, directory: Path, timeout: float = END_SECS) -> Ended:
     """The job's end.
 
     Raises:
         AssertionError: it is not over after `timeout` seconds; it is cancelled then.
     """
-    log = cluster.box / "log" / "jobcomp.txt"
     deadline = time.monotonic() + timeout
     while True:
-        found = re.search(rf"^JobId={job} .*? JobState=(\w+) .* ExitCode=(\S+)", log.read_text(), re.MULTILINE)
         output = directory / f"{job}.out"
-        if found:
+        ended = end_of(cluster, job)
+        if ended:
             text = output.read_text(errors="replace") if output.exists() else ""
-            return Ended(job, found[1], found[2], text)
+            return Ended(job, *ended, text)
         if time.monotonic() > deadline:
             queue = cluster.run(["squeue"], check=False).stdout
             cluster.run(["scancel", "--signal=KILL", "--full", str(job)], check=False)

@@ -50,6 +50,7 @@ THREAD_VARIABLES = (
     "RAYON_NUM_THREADS",
     "TOKENIZERS_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
+    "SLURM_CPUS_ON_NODE",  # what DuckDB goes by where a user's code opens one: it never looks at the affinity
 )
 RLIMITS = tuple(
     getattr(resource, f"RLIMIT_{name}")
