@@ -72,12 +72,12 @@ def serve_job(paths: JobPaths, env: Mapping[str, str], limits: Limits, wait_secs
         transport = _join(paths, wait_secs, lambda: bool(asked_to_leave))
         if transport is None:
             return 128 + asked_to_leave[0]
-        me, gpus = discover.local_rank(transport.rank, env)
+        me = discover.local_rank(transport.rank, env)
         executor = ExecutorLoop(
             transport,
             rank=transport.rank,
             peer=SCHEDULER_RANK,
-            capacity=limits.of(discover.capacity(transport.rank, (me,), gpus, world_size=1)),
+            capacity=limits.of(discover.capacity(transport.rank, (me,), env, world_size=1)),
             host=socket.gethostname(),
             server=server,
         )
