@@ -1,4 +1,4 @@
-"""Where keys stand among split points: a binary search of whole arrays, for what `create_sort_key` makes.
+"""Where keys stand among split points, and among each other: searching and sorting whole arrays of what `create_sort_key` makes.
 
 Keys of few bytes are whole numbers. Others are blobs, of which none is the beginning of another: they are compared eight bytes at a time, as
 one number, and only rows that agree with some point so far go on to the next eight. Most rows are placed by their first eight bytes; what a
@@ -67,15 +67,45 @@ def _place(keys: _Words, points: _Words, found: Int64s) -> None:
         run = np.arange(first, stop)
         words = points.word(run, number)
         mine = keys.word(rows, number)
-        low = np.searchsorted(words, mine, side="left")
-        high = np.searchsorted(words, mine, side="right")
-        found[rows] = first + high
+        after = np.searchsorted(words, mine, side="right")
+        found[rows] = first + after
         if (number + 1) * WORD >= points.longest(run):
             continue  # what agrees to the end is equal
-        tied = np.flatnonzero(low < high)
+        tied = np.flatnonzero((after > 0) & (words[after - 1] == mine))
         if len(tied):
-            # In one run all agree in this word, so that a run is known by its beginning.
-            order = tied[np.argsort(low[tied], kind="stable")]
-            borders = np.flatnonzero(np.diff(low[order])) + 1
+            # A run that agrees in this word is known by its end.
+            order = tied[np.argsort(after[tied], kind="stable")]
+            borders = np.flatnonzero(np.diff(after[order])) + 1
             for group in np.split(order, borders):
-                groups.append((rows[group], first + int(low[group[0]]), first + int(high[group[0]]), number + 1))
+                stop_here = int(after[group[0]])
+                begin = int(np.searchsorted(words, words[stop_here - 1], side="left"))
+                groups.append((rows[group], first + begin, first + stop_here, number + 1))
+
+
+def order_of(keys: pa.Array) -> Int64s:
+    """The rows in the order of their keys; equal ones in no particular order."""
+    if pa.types.is_integer(keys.type):
+        order: Int64s = np.argsort(_numbers(keys))
+        return order
+    words = _Words(keys)
+    rows = np.arange(len(words))
+    mine = words.word(rows, 0)
+    order = np.argsort(mine)
+    sorted_words = mine[order]
+    # Runs of rows that agree so far, as positions in the order, are put in order by their next word.
+    places = rows
+    groups: Int64s = np.cumsum(np.concatenate(([True], sorted_words[1:] != sorted_words[:-1]))[: len(rows)])
+    number = 1
+    while True:
+        begins = np.concatenate(([True], groups[1:] != groups[:-1], [True]))
+        tied = np.flatnonzero(~(begins[:-1] & begins[1:])[: len(groups)])
+        places, groups = places[tied], groups[tied]
+        if not len(places) or number * WORD >= words.longest(order[places]):
+            return order
+        mine = words.word(order[places], number)
+        within = np.lexsort((mine, groups))
+        order[places] = order[places][within]
+        mine = mine[within]
+        new = (groups[1:] != groups[:-1]) | (mine[1:] != mine[:-1])
+        groups = np.cumsum(np.concatenate(([True], new)))
+        number += 1

@@ -144,7 +144,10 @@ def points_table(split_points: Sequence[Any]) -> pa.Table:
 
 
 def compared_as(
-    conn: duckdb.DuckDBPyConnection, values: Sequence[str], columns: Iterable[tuple[str, Any]], points: pa.Table
+    conn: duckdb.DuckDBPyConnection,
+    values: Sequence[str],
+    columns: Iterable[tuple[str, Any]],
+    points: pa.Table | None = None,
 ) -> list[str]:
     """The type in which each value (an expression of `columns`, names with types) is compared with the points' column.
 
@@ -153,7 +156,7 @@ def compared_as(
     """
     row = ", ".join(f"CAST(NULL AS {kind}) AS {quote_name(name)}" for name, kind in columns)
     own = _types(conn, f"SELECT {', '.join(values)} FROM (SELECT {row})")
-    if not points.num_rows:
+    if points is None or not points.num_rows:
         return [_comparable_type(kind) for kind in own]
     conn.register(POINTS, points)
     try:

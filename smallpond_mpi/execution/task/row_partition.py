@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 CHUNK_ROWS = 122880
 SAMPLE_ROWS = 4096
+SAMPLE_BYTES = 1 * MB
+WORTH_COMPRESSING = 0.9
 SLICE_BYTES = 16 * MB
 ROWS_A_SLICE = 512
 """Rows that a partition should have of a chunk, on average: a slice costs as much as copying so many."""
@@ -172,7 +174,10 @@ class RowPartitionTask(ExecSqlQueryMixin, PartitionProducerTask):
         place = (self.runtime_output_abspath, self.output_filename, self.npartitions)
         if self.temp_output and not (self.use_parquet_writer or self.hive_partitioning):
             repeated = repeated_columns(first, self.npartitions)
-            packed = WriteOptions(use_dictionary=repeated, row_group_size=row_group_size(self), kv_metadata=metadata)
+            codec = "LZ4" if gets_smaller(first[0].rows) else "NONE"
+            packed = WriteOptions(
+                codec, use_dictionary=repeated, row_group_size=row_group_size(self), kv_metadata=metadata
+            )
             return PackedWriter(*place, self.dimension, packed)
         options = WriteOptions(
             self.parquet_compression or "NONE",
@@ -210,6 +215,14 @@ def check_columns_are_there(names: Sequence[str], columns: Sequence[str]) -> Non
 def _smallest(npartitions: int) -> Any:
     """The smallest type that holds partition numbers: those of 16 bits are sorted by radix."""
     return np.uint8 if npartitions <= 1 << 8 else np.uint16 if npartitions <= 1 << 16 else np.uint32
+
+
+def gets_smaller(rows: pa.RecordBatch) -> bool:
+    """Whether a fast codec is worth its time, judged by the first rows: of random bytes (hashes, keys, compressed images) it is not."""
+    row_bytes = max(1, rows.nbytes // max(1, rows.num_rows))
+    sample = rows.slice(0, max(1, min(SAMPLE_ROWS, SAMPLE_BYTES // row_bytes))).serialize()
+    compressed: bytes = pa.compress(sample, codec="lz4", asbytes=True)
+    return len(compressed) < WORTH_COMPRESSING * int(sample.size)
 
 
 def repeated_columns(batch: list[Chunk], npartitions: int) -> list[str]:

@@ -1,4 +1,8 @@
-"""One partition in order. Memory does not bound it: DuckDB sorts runs, and spills them to the task's scratch directory."""
+"""One partition in order. Memory does not bound it.
+
+What fits several times into the grant is sorted by the keys alone, and the rows are picked in that order as they are written: less than two thirds
+of what DuckDB's sort costs, which moves the rows. Anything larger DuckDB sorts in runs, and spills them to the task's scratch directory.
+"""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -9,29 +13,35 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from smallpond_mpi.common import DEFAULT_ROW_GROUP_SIZE, InvalidArgument
+from smallpond_mpi.common import DEFAULT_BATCH_SIZE, DEFAULT_ROW_GROUP_SIZE, InvalidArgument
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin, translate_duckdb
+from smallpond_mpi.execution.task.key_search import order_of
 from smallpond_mpi.execution.task.output import (
     full_disk_told,
     input_facts,
     is_unknown,
     nothing_of,
-    parquet_options,
     row_group_size,
     tables_of,
     written_dataset,
 )
 from smallpond_mpi.execution.task.partition import Inputs
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
+from smallpond_mpi.execution.task.range_partition import compared_as
 from smallpond_mpi.execution.task.row_chunks import survives_duckdb
-from smallpond_mpi.execution.task.sort_key import SortKey, order_by
+from smallpond_mpi.execution.task.sort_key import SortKey, comparable
 from smallpond_mpi.io.arrow import cast_table
+from smallpond_mpi.io.packed import WriteOptions, writer_arguments
 from smallpond_mpi.io.parquet import read_footer
 from smallpond_mpi.logical.dataset import ParquetDataSet
+from smallpond_mpi.logical.dataset.quoting import quote_name
 
 if TYPE_CHECKING:
     from smallpond_mpi.logical.dataset import DataSet, FileFacts
+
+TIMES_IN_MEMORY = 4
+"""How often rows are held at once while they are sorted in memory: as read, in one piece, picked, encoded."""
 
 
 class SortTask(ExecSqlQueryMixin):
@@ -40,7 +50,8 @@ class SortTask(ExecSqlQueryMixin):
     Rows that compare equal come in no particular order.
     """
 
-    enable_temp_directory = True
+    # The keys among the input's columns, once these are known.
+    _keys: list[SortKey] = []
     # What is sorted passes through Arrow on its way to the file, outside of what DuckDB counts.
     memory_overcommit_ratio = 0.7
 
@@ -77,6 +88,8 @@ class SortTask(ExecSqlQueryMixin):
         return f"{self.output_name or 'sorted'}-{numbers}-{self.ctx.job_id}.{self.runtime_id}"
 
     def cleanup(self) -> None:
+        for name in ("_keys", "enable_temp_directory"):
+            self.__dict__.pop(name, None)
         self.input_view_index = 0
         super().cleanup()
 
@@ -90,9 +103,8 @@ class SortTask(ExecSqlQueryMixin):
             self.adjust_row_group_size(facts.num_bytes, facts.num_rows)
             self._fit_row_groups_into_memory(facts)
         self.add_elapsed_time()
-        with full_disk_told(), self.connection() as conn:
-            written = self._write_sorted(conn, dataset)
-        self.add_elapsed_time("compute time (secs)")
+        with full_disk_told():
+            written = self._write_sorted(dataset)
         self._check_rows(written.num_rows, written.num_rows if facts is None else facts.num_rows)
         self.dataset = written_dataset(self, [written])
         return True
@@ -103,24 +115,84 @@ class SortTask(ExecSqlQueryMixin):
         assert self.memory_limit is not None, "a running task has a memory limit"
         self.parquet_row_group_size = max(1, min(row_group_size(self), self.memory_limit // 16 // row_bytes))
 
-    def _write_sorted(self, conn: duckdb.DuckDBPyConnection, dataset: "DataSet") -> "FileFacts":
-        (view,) = self.create_input_views(conn, [dataset])
-        columns = conn.sql(f"FROM {view}").columns
-        query = f"FROM {view} ORDER BY {order_by([key.among(columns) for key in self.sort_keys], columns)}"
-        path = os.path.join(self.runtime_output_abspath, f"{self.output_filename}-0.parquet")
-        try:
-            reader = conn.sql(query).to_arrow_reader(min(row_group_size(self), DEFAULT_ROW_GROUP_SIZE))
-            self._write(reader, path, types_of(dataset, reader.schema))
-        except (duckdb.Error, pa.ArrowException, OSError) as error:
-            raise translate_duckdb(error, query, [dataset]) from error
-        return replace(read_footer(path).facts, file_bytes=os.path.getsize(path))
+    def _write_sorted(self, dataset: "DataSet") -> "FileFacts":
+        held = self._held_in_memory(dataset)
+        if held is None:
+            return self._write_spilled(dataset)
+        self.add_elapsed_time("input load time (secs)")
+        table, keys = held
+        order = order_of(keys)
+        self.add_elapsed_time("compute time (secs)")
+        step = row_group_size(self)
+        tables = (table.take(pa.array(order[begin : begin + step])) for begin in range(0, len(order), step))
+        return self._write(tables, types_of(dataset, table.schema))
 
-    def _write(self, rows: pa.RecordBatchReader, path: str, schema: pa.Schema) -> None:
+    def _held_in_memory(self, dataset: "DataSet") -> tuple[pa.Table, pa.Array] | None:
+        """All rows, and the keys that they compare by; None if they are too many to be held, and picked from, within the grant."""
+        assert self.memory_limit is not None, "a running task has a memory limit"
+        room = self.memory_limit // TIMES_IN_MEMORY
+        with self.connection() as conn:
+            view, values = self._values(conn, dataset)
+            name = "#" + max(conn.sql(f"FROM {view}").columns)  # none of the others'
+            query = f"SELECT *, {comparable(values, self._keys)} AS {quote_name(name)} FROM {view}"
+            batches = []
+            try:
+                reader = conn.sql(query).to_arrow_reader(DEFAULT_BATCH_SIZE)
+                for batch in reader:
+                    batches.append(batch)
+                    room -= batch.nbytes
+                    if room < 0:
+                        return None
+                table = pa.Table.from_batches(batches, reader.schema)
+            except (duckdb.Error, pa.ArrowException, OSError) as error:
+                raise translate_duckdb(error, query, [dataset]) from error
+        batches.clear()
+        # Column by column, so that only one is held twice; picking from many chunks would put them together each time.
+        columns = table.columns
+        names = table.column_names
+        del table
+        for number in range(len(columns)):
+            columns[number] = pa.chunked_array([columns[number].combine_chunks()], columns[number].type)
+        *rows, keys = columns
+        return pa.Table.from_arrays(rows, names[:-1]), keys.chunk(0)
+
+    def _write_spilled(self, dataset: "DataSet") -> "FileFacts":
+        """Sorted by DuckDB, as large as the disk allows."""
+        self.enable_temp_directory = True
+        with self.connection() as conn:
+            view, values = self._values(conn, dataset)
+            terms = ", ".join(f"{value} {key.direction}" for value, key in zip(values, self._keys, strict=True))
+            query = f"FROM {view} ORDER BY {terms}"
+            try:
+                reader = conn.sql(query).to_arrow_reader(min(row_group_size(self), DEFAULT_BATCH_SIZE))
+                tables = tables_of(reader, row_group_size(self))
+                return self._write(tables, types_of(dataset, reader.schema))
+            except (duckdb.Error, pa.ArrowException, OSError) as error:
+                raise translate_duckdb(error, query, [dataset]) from error
+
+    def _values(self, conn: duckdb.DuckDBPyConnection, dataset: "DataSet") -> tuple[str, list[str]]:
+        """A view of the rows, and what they are compared by, in SQL."""
+        (view,) = self.create_input_views(conn, [dataset])
+        source = conn.sql(f"FROM {view}")
+        self._keys = [key.among(source.columns) for key in self.sort_keys]
+        values = [key.expression(source.columns) for key in self._keys]
+        forms = compared_as(conn, values, zip(source.columns, source.types, strict=True))
+        return view, [f"CAST({value} AS {form})" for value, form in zip(values, forms, strict=True)]
+
+    def _write(self, tables: Iterable[pa.Table], schema: pa.Schema) -> "FileFacts":
+        """Write tables as row groups of one file."""
+        path = os.path.join(self.runtime_output_abspath, f"{self.output_filename}-0.parquet")
         metadata = {**(schema.metadata or {}), **self.parquet_kv_metadata_bytes()}
-        options = parquet_options(self)
-        with pq.ParquetWriter(path, schema.with_metadata(metadata), store_decimal_as_integer=True, **options) as writer:
-            for table in tables_of(rows, row_group_size(self)):
+        options = WriteOptions(
+            self.parquet_compression or "NONE", self.parquet_compression_level, self.parquet_dictionary_encoding
+        )
+        # Of sorted rows statistics are worth something: readers skip what is out of range.
+        arguments = {**writer_arguments(options), "write_statistics": True}
+        with pq.ParquetWriter(path, schema.with_metadata(metadata), **arguments) as writer:
+            for table in tables:
                 writer.write_table(cast_table(table, writer.schema), row_group_size=row_group_size(self))
+        self.add_elapsed_time("output dump time (secs)")
+        return replace(read_footer(path).facts, file_bytes=os.path.getsize(path))
 
     def _check_rows(self, written: int, expected: int) -> None:
         self.perf_metrics["num input rows"] = expected

@@ -68,11 +68,7 @@ def _for_each(name: str, given: Any, count: int) -> list[bool]:
     return each
 
 
-def order_by(keys: Iterable[SortKey], columns: Sequence[str]) -> str:
-    """What stands after ORDER BY."""
-    return ", ".join(f"{key.expression(columns)} {key.direction}" for key in keys)
-
-
 def comparable(values: Iterable[str], keys: Iterable[SortKey]) -> str:
     """One value in SQL that compares as `values`, an expression a key, in the directions of the keys."""
-    return f"create_sort_key({', '.join(f'{value}, {chr(39)}{key.direction}{chr(39)}' for value, key in zip(values, keys, strict=True))})"
+    arguments = [f"{value}, '{key.direction}'" for value, key in zip(values, keys, strict=True)]
+    return f"create_sort_key({', '.join(arguments)})"

@@ -127,7 +127,7 @@ class SplitPointsTask(ExecSqlQueryMixin):
         keys = [key.among(columns) for key in self.sort_keys]
         values = [key.expression(columns) for key in keys]
         types = conn.sql(source).types
-        forms = compared_as(conn, values, zip(columns, types, strict=True), pa.table({}))
+        forms = compared_as(conn, values, zip(columns, types, strict=True))
         names = [f"p{number}" for number in range(len(keys))]
         selected = ", ".join(
             f"CAST({v} AS {form}) AS {name}" for v, form, name in zip(values, forms, names, strict=True)
