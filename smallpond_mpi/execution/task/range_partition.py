@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import pyarrow as pa
 
-from smallpond_mpi.common import DEFAULT_ROW_GROUP_SIZE, InvalidArgument
+from smallpond_mpi.common import DEFAULT_ROW_GROUP_SIZE, InvalidArgument, InvalidQuery
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.task.engine import connect, translate_duckdb
 from smallpond_mpi.execution.task.key_search import points_at_or_before
@@ -164,7 +164,7 @@ def compared_as(
         for value, kind, name in zip(values, own, points.column_names, strict=True):
             try:
                 (common,) = _types(conn, f"SELECT {value} FROM (SELECT {row}) UNION ALL SELECT {name} FROM {POINTS}")
-            except duckdb.BinderException:
+            except InvalidQuery:  # the two have no common type
                 common = kind
             is_text = common.id == "varchar" and kind.id not in TEXTS
             forms.append(_comparable_type(kind if is_text else common))
@@ -176,8 +176,6 @@ def compared_as(
 def _types(conn: duckdb.DuckDBPyConnection, query: str) -> list[Any]:
     try:
         types: list[Any] = conn.sql(query).types
-    except duckdb.BinderException:
-        raise
     except duckdb.Error as error:
         raise translate_duckdb(error, query) from error
     return types
