@@ -1,4 +1,4 @@
-"""Small made-up data for the examples: the same files for the same seed. Standard library only."""
+"""Small made-up data for the examples: the same files for the same seed."""
 
 import csv
 import json
@@ -82,6 +82,21 @@ def write_mock_texts(directory: str, num_rows: int = 2_000, num_files: int = 8, 
                 words = rng.choices(WORDS, weights, k=rng.randrange(3, 40))
                 file.write(json.dumps({"id": row, "text": " ".join(words).capitalize() + "."}) + "\n")
         first += rows
+        paths.append(str(path))
+    return paths
+
+
+def write_mock_records(directory: str, num_rows: int = 20_000, num_files: int = 4, seed: int = 1) -> list[str]:
+    """Parquet files of random records: a key of 10 bytes and a value of 90. Returns their paths."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rng = random.Random(seed)
+    paths = []
+    for number, rows in enumerate(_shares(num_rows, num_files)):
+        path = _file(directory, f"records-{number:03d}.parquet")
+        keys, values = ([rng.randbytes(width) for _ in range(rows)] for width in (10, 90))
+        pq.write_table(pa.table({"key": keys, "value": values}), path)
         paths.append(str(path))
     return paths
 

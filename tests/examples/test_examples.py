@@ -87,6 +87,17 @@ def test_sort_mock_urls(tmp_path: Path, start: Start) -> None:
 
 
 @both
+def test_gray_sort(tmp_path: Path, start: Start) -> None:
+    out = tmp_path / "out"
+    assert "20,000 records in 5 files" in succeeded(start("gray_sort.py", out, "--npartitions", 5, root=tmp_path))
+    given = [row for table in files_of(out / "mock_records") for row in table.to_pylist()]
+    files = [table.to_pylist() for table in files_of(out / "sorted")]
+    assert [row for file in files for row in file] == sorted(given, key=lambda row: row["key"])
+    assert [row["key"] for row in given] != sorted(row["key"] for row in given)
+    assert all(2_500 < len(file) < 6_000 for file in files)
+
+
+@both
 def test_shuffle_mock_urls(tmp_path: Path, start: Start) -> None:
     out = tmp_path / "out"
     succeeded(start("shuffle_mock_urls.py", out, "--seed", 7, root=tmp_path))
