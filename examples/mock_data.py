@@ -1,8 +1,12 @@
-"""Small made-up data for the examples: the same files for the same seed."""
+"""Small made-up data for the examples: the same files for the same seed.
+
+python mock_data.py urls|texts DIRECTORY [ROWS]
+"""
 
 import csv
 import json
 import random
+import sys
 from pathlib import Path
 
 TOP_LEVELS = ("com", "org", "net", "example")
@@ -109,3 +113,10 @@ def _file(directory: str, name: str) -> Path:
     path = Path(directory, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
+
+
+if __name__ == "__main__":
+    if len(sys.argv) not in (3, 4) or sys.argv[1] not in ("urls", "texts"):
+        sys.exit(__doc__)
+    write = write_mock_urls if sys.argv[1] == "urls" else write_mock_texts
+    print("\n".join(write(sys.argv[2], *map(int, sys.argv[3:]))))

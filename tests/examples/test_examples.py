@@ -8,6 +8,7 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import pytest
 
 from tests.launch import clean_env, launcher, mpirun
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
 HAS_GPU = Path("/dev/nvidia0").exists()
 
 Start = Callable[..., subprocess.CompletedProcess[str]]
@@ -174,3 +176,51 @@ def check_embeddings(out: Path, device: str) -> None:
     assert all(row["device"].startswith(device) for row in rows)
     for row in rows:
         np.testing.assert_allclose(row["embedding"], expected(row["text"]), atol=1e-5)
+
+
+@pytest.fixture
+def urls(tmp_path: Path) -> Path:
+    done = by_python("mock_data.py", "urls", tmp_path / "urls", 5000, root=tmp_path)
+    assert len(succeeded(done).splitlines()) == 8
+    return tmp_path / "urls"
+
+
+def check_hosts(urls: Path, out: Path) -> None:
+    visits: Counter[str] = Counter()
+    pages: Counter[str] = Counter()
+    for url, hits in rows_of_tsv(urls):
+        visits[url.split("/")[2]] += hits
+        pages[url.split("/")[2]] += 1
+    busiest = sorted(visits, key=lambda host: (-visits[host], host))[:7]
+    (table,) = files_of(out)
+    assert table.to_pylist() == [{"host": host, "urls": pages[host], "hits": visits[host]} for host in busiest]
+
+
+@both
+def test_a_plan_in_the_driver_style(tmp_path: Path, urls: Path, start: Start) -> None:
+    out = tmp_path / "hosts"
+    mode = ["mpi"] if start is by_mpirun else []
+    options = ["-i", *sorted(urls.glob("*.tsv")), "--num_hosts", 7, "--output_path", out]
+    succeeded(start("hosts_plan.py", *mode, *options, root=tmp_path))
+    check_hosts(urls, out)
+
+
+def test_a_plan_by_a_scheduler_and_executors_that_meet_in_the_file_system(tmp_path: Path, urls: Path) -> None:
+    out = tmp_path / "hosts"
+    options = ["--job_id", "visits", "-i", *sorted(urls.glob("*.tsv")), "--num_hosts", 7, "--output_path", out]
+    with ThreadPoolExecutor() as pool:
+        executors = [pool.submit(by_python, "hosts_plan.py", "executor", *options, root=tmp_path) for _ in range(2)]
+        scheduler = by_python("hosts_plan.py", "scheduler", "--num_executors", 2, *options, root=tmp_path)
+    succeeded(scheduler)
+    for executor in executors:
+        succeeded(executor.result())
+    check_hosts(urls, out)
+    assert "on 3 ranks" in scheduler.stderr
+
+
+def test_every_example_is_run() -> None:
+    """An example that no test starts is one that may not work."""
+    started = "".join(path.read_text() for path in sorted(ROOT.glob("tests/**/test_*.py")))
+    assert [path.name for path in EXAMPLES.glob("*.py") if f'"{path.name}"' not in started] == []
+    readme = (EXAMPLES / "README.md").read_text()
+    assert [path.name for path in EXAMPLES.glob("*.py") if f"({path.name})" not in readme] == []
