@@ -41,7 +41,8 @@ def init(
         job_id: what the job's directory is found by. A job that did not finish is taken up where it was; None makes a new one.
         job_time: seconds since the epoch, or a date in ISO 8601.
         data_root: a directory that all ranks share (default `~/.smallpond_mpi/data`).
-        num_executors, ray_address, platform: accepted for scripts written for smallpond; the launcher says how many ranks there are.
+        num_executors, platform: accepted for scripts written for smallpond; the launcher says how many ranks there are.
+        ray_address: the Ray cluster that Task.run_on_ray() connects to; None: what RAY_ADDRESS names, or a new one on this machine.
         kwargs: see smallpond_mpi.config.Config.
 
     Raises:

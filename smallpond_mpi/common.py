@@ -49,6 +49,10 @@ class TaskFailed(SmallpondError):
     """What is left on rank 0 of an exception that user code raised in a child: type name, message, traceback text."""
 
 
+class MissingExtra(SmallpondError, ImportError):
+    """A feature needs an optional package that is not installed; the message says how to install it."""
+
+
 class BadInput(SmallpondError):
     """Base of errors that come from what the user gave: trying again can't help, so no attempt is repeated."""
 

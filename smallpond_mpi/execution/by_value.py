@@ -16,6 +16,13 @@ import cloudpickle
 from smallpond_mpi import common
 
 
+def script_dirs() -> list[str]:
+    """The directories whose modules are the user's script: where it lies, or, in a notebook or shell, the working directory."""
+    main = sys.modules.get("__main__")
+    path = getattr(main, "__file__", None)
+    return [os.path.dirname(os.path.abspath(path))] if path else [os.getcwd()]
+
+
 def pickle_by_value_what_lies_beside(
     script_dirs: Iterable[str], modules: Mapping[str, ModuleType] = sys.modules
 ) -> None:

@@ -98,9 +98,11 @@ class RuntimeContext:
         self.final_output_path = output_path
         self.sched_epoch = 0
         self.max_fail_count: int | None = None
+        # Which Ray cluster run_on_ray() connects to; None: the one that RAY_ADDRESS names, or a new one on this machine.
+        self.ray_address: str | None = None
         # How many parallel slots the job's ranks have in all: what partition nodes size their producers by.
         self.num_slots: int | None = None
-        # What the rank of this process has, if it was told (in children): (cpus, memory bytes, gpus).
+        # What the rank of this process may hand out, if it was told (in children): (cpus, memory bytes, gpus).
         self.rank_resources: tuple[int, int, int] | None = None
         self._num_tasks_created = 0
         self._task: Task | None = None
@@ -266,7 +268,7 @@ class RuntimeContext:
 
     @property
     def usable_memory_size(self) -> int:
-        """Bytes of memory of the rank that this process belongs to."""
+        """Bytes of memory that tasks may have on the rank that this process belongs to, all together."""
         memory = self.rank_resources[1] if self.rank_resources else self.total_memory
         return min(memory, self.max_usable_memory_size)
 

@@ -20,7 +20,7 @@ import cloudpickle
 
 from smallpond_mpi.common import DataRootUnusable, JobFailed, JobOwned
 from smallpond_mpi.config import LEVELS, Config
-from smallpond_mpi.execution.by_value import pickle_by_value_what_lies_beside
+from smallpond_mpi.execution.by_value import pickle_by_value_what_lies_beside, script_dirs
 from smallpond_mpi.execution.context import JobId, RuntimeContext
 from smallpond_mpi.execution.journal import EpochStarted, JobEnded, Journal, restore
 from smallpond_mpi.execution.lease import Lease
@@ -28,10 +28,11 @@ from smallpond_mpi.execution.protocol import Welcome
 from smallpond_mpi.execution.scheduler.core import SchedulerCore
 from smallpond_mpi.execution.scheduler.intake import inputs_first
 from smallpond_mpi.execution.scheduler.limits import Limits
-from smallpond_mpi.execution.scheduler.loop import SchedulerLoop, remove_staging
+from smallpond_mpi.execution.scheduler.loop import SchedulerLoop
 from smallpond_mpi.execution.scheduler.observe import Observer
 from smallpond_mpi.execution.scheduler.policy import Policy
 from smallpond_mpi.execution.task.base import Task
+from smallpond_mpi.execution.task.publish import remove_staging
 from smallpond_mpi.execution.transport import Transport
 from smallpond_mpi.execution.transport.files import FileTransport
 from smallpond_mpi.execution.worker import Place
@@ -271,7 +272,7 @@ def _policy_of(config: Config) -> Policy:
 
 
 def _context_of(config: Config) -> RuntimeContext:
-    return RuntimeContext(
+    ctx = RuntimeContext(
         JobId.of(config.job_id) if config.job_id else JobId.new(),
         config.job_time or datetime.now(),
         config.resolved_data_root(),
@@ -290,13 +291,9 @@ def _context_of(config: Config) -> RuntimeContext:
         file_log_level=config.file_log_level,
         output_path=config.output_path,
     )
-
-
-def script_dirs() -> list[str]:
-    """The directories whose modules are the user's script: where it lies, or, in a notebook or shell, the working directory."""
-    main = sys.modules.get("__main__")
-    path = getattr(main, "__file__", None)
-    return [os.path.dirname(os.path.abspath(path))] if path else [os.getcwd()]
+    ctx.max_fail_count = config.max_fail_count
+    ctx.ray_address = config.ray_address
+    return ctx
 
 
 def sweep_staging(root: str, job_id: str) -> None:

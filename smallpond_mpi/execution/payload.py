@@ -36,9 +36,10 @@ from smallpond_mpi.common import (
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.model import Capacity, Failure, FailureKind, Grant, TaskId, TaskRuntimeId, WorkStatus
 from smallpond_mpi.execution.protocol import RunTask, Welcome
+from smallpond_mpi.execution.slots import usable_memory
 from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
-from smallpond_mpi.execution.workqueue import WorkItem, WorkQueue
+from smallpond_mpi.execution.workqueue import WorkQueue
 from smallpond_mpi.io.memory import MEMORY_POOL_VARIABLE, use_memory_pool
 
 PACKAGE_DIR = os.path.join(os.path.dirname(os.path.abspath(common.__file__)), "")
@@ -73,7 +74,7 @@ _NOT_PAYLOAD = frozenset(
             "dataset",
             "_perf_metrics",
         ),
-        *("_metrics", "_running", "_granted_gpus", "_granted_numa_node", "_num_tasks_created"),
+        *("_metrics", "_running", "_granted_gpus", "_granted_numa_node", "_num_tasks_created", "_ray_ref"),
     }
 )
 # Attributes that never come back.
@@ -131,7 +132,7 @@ class Packer:
         except (CannotPickle, DataRootUnusable):
             raise
         except Exception as error:  # pickling runs the user's __reduce__ and __getstate__: anything can come out
-            raise CannotPickle(_why_not_pickled(task, error)) from error
+            raise CannotPickle(why_not_pickled(task, error)) from error
 
     def _pack(
         self,
@@ -157,7 +158,7 @@ class Packer:
         header = (
             attempt.retry,
             fail_count,
-            (len(capacity.cpus), capacity.memory_bytes, len(capacity.gpus)),
+            (len(capacity.cpus), usable_memory(capacity), len(capacity.gpus)),
             self._ctx.num_tasks_created,
             self._spill(cloudpickle.dumps(list(datasets), protocol=5), f"{attempt}.inputs") if datasets else None,
             None if runtime_state is None else self._spill(runtime_state, f"{attempt}.state"),
@@ -201,7 +202,8 @@ class Packer:
         return path
 
 
-def _why_not_pickled(task: Task, error: Exception) -> str:
+def why_not_pickled(task: Task, error: Exception) -> str:
+    """What to tell the user of a task that can't be pickled."""
     where = f" ({task.location})" if task.location else ""
     text = str(error)
     hint = "what a function refers to travels with it to the workers: make it inside the function, or pass plain values"
@@ -298,11 +300,11 @@ class Performer:
         return task
 
     @staticmethod
-    def _grant(task: WorkItem, grant: Grant) -> None:
-        asked = task._memory_limit
+    def _grant(task: Task, grant: Grant) -> None:
+        asked = task._memory_limit or task.share_of_memory()
         task._memory_limit = grant.memory_bytes
-        if asked and grant.memory_bytes > asked:
-            task._memory_boost = grant.memory_bytes // asked
+        if grant.memory_bytes > asked:
+            task._memory_boost = raised_by(asked, grant.memory_bytes)
         task._granted_gpus = tuple((visible, quota) for visible, (_, quota) in enumerate(grant.gpus))
         task._granted_numa_node = grant.numa_node
 
@@ -317,6 +319,8 @@ class Performer:
                 and (before.get(name, _MISSING) is not value or isinstance(value, (list, dict, set)))
             }
             state["exec_id"] = task.exec_id
+            if task._memory_boost != 1:
+                state |= {"_memory_limit": task._memory_limit, "_memory_boost": task._memory_boost}
             if failure is not None:
                 state["exception"] = exception_of(failure)
             return (
@@ -328,6 +332,12 @@ class Performer:
             state = {"status": task.status, "start_time": task.start_time, "finish_time": task.finish_time}
             state["exception"] = exception_of(failure or _describe(error, self._host, self._rank))
             return pickle.dumps(state, protocol=5)
+
+
+def raised_by(asked: int, granted: int) -> float:
+    """The factor between two limits; a whole number where it is one but for rounding."""
+    factor = granted / asked
+    return round(factor) if abs(factor - round(factor)) < 0.01 else factor
 
 
 def _remove_output(task: Task) -> None:
@@ -434,13 +444,14 @@ def exception_of(failure: Failure) -> SmallpondError:
     own = getattr(common, failure.type_name, None)
     if isinstance(own, type) and issubclass(own, SmallpondError):
         return own(failure.message)
+    text = f"{failure.type_name}: {failure.message}\n{failure.traceback}".rstrip()
     match failure.kind:
         case FailureKind.OUT_OF_MEMORY:
-            return OutOfMemory(f"{failure.type_name}: {failure.message}")
+            return OutOfMemory(text)
         case FailureKind.EXIT_CODE:
-            return NonzeroExitCode(f"{failure.type_name}: {failure.message}")
+            return NonzeroExitCode(text)
         case _:
-            return TaskFailed(f"{failure.type_name}: {failure.message}\n{failure.traceback}".rstrip())
+            return TaskFailed(text)
 
 
 def merge_state(task: Task, state: bytes) -> None:

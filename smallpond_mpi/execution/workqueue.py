@@ -33,8 +33,9 @@ class WorkItem:
     fail_count = 0
     exec_id: str | None = None
     exec_cq: "WorkQueue | None" = None
-    _cpu_boost = 1
-    _memory_boost = 1
+    # The factors by which the scheduler raised the limits of this attempt.
+    _cpu_boost: float = 1
+    _memory_boost: float = 1
     # The grant, as the process of the attempt sees it: ranks of its GPUs with their quotas, and its NUMA node.
     _granted_gpus: tuple[tuple[int, float], ...] = ()
     _granted_numa_node: int | None = None

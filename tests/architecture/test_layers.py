@@ -65,7 +65,11 @@ LAYERS: list[tuple[str, list[str], set[str]]] = [
         {"numpy", "pyarrow", "fsspec", "pynvml", "psutil", "threadpoolctl", "cloudpickle"},
     ),
     ("2 data", ["logical.udf", "logical.dataset.*"], {"duckdb", "pandas"}),
-    ("3 work", ["execution.workqueue", "execution.task.*", "execution.task", "execution.payload"], set()),
+    (
+        "3 work",
+        ["execution.workqueue", "execution.task.*", "execution.task", "execution.payload", "execution.on_ray"],
+        {"ray"},
+    ),
     (
         "4 plan",
         [
@@ -139,7 +143,7 @@ LAYERS: list[tuple[str, list[str], set[str]]] = [
     ),
     ("beside", ["testing", "testing.*"], {"hypothesis", "pytest"}),
 ]
-ONLY_IN = {"mpi4py": {"execution.transport.mpi"}}
+ONLY_IN = {"mpi4py": {"execution.transport.mpi"}, "ray": {"execution.on_ray"}}
 """Third-party packages that a single module may import."""
 
 PACKAGES_OF_NAMES = {

@@ -8,11 +8,8 @@ One thread, one turn after the other: poll, handle everything that came, send wh
 It decides nothing: what a command says is done, in order.
 """
 
-import contextlib
 import gc
-import os
 import pickle
-import shutil
 import sys
 import time
 from collections import deque
@@ -70,6 +67,7 @@ from smallpond_mpi.execution.scheduler.observe import Observer
 from smallpond_mpi.execution.scheduler.outputs import NamedOutputs
 from smallpond_mpi.execution.scheduler.story import error_of
 from smallpond_mpi.execution.task.base import Task
+from smallpond_mpi.execution.task.publish import remove_staging
 from smallpond_mpi.execution.transport import PeerGone, Received, Transport, nap_secs
 from smallpond_mpi.faults import fault_point
 
@@ -471,6 +469,7 @@ class SchedulerLoop:
         task.sched_epoch = self._ctx.sched_epoch
         task.fail_count = self._fail_count(task.id)
         task.status = WorkStatus.INCOMPLETE
+        task.exception = None
         task.input_datasets = task._deps.outputs
         task.exec()
         task.__dict__.pop("_metrics", None)
@@ -520,10 +519,3 @@ class SchedulerLoop:
         task.exception = exception_of(last)
         task.status = WorkStatus.FAILED if last.type_name == "Failed" else WorkStatus.CRASHED
         return error_of(task, failures, reason, self._ctx.paths.rank_log(last.rank))
-
-
-def remove_staging(path: str) -> None:
-    """Remove a directory of staging, and the one above it if nothing else is in that."""
-    shutil.rmtree(path, ignore_errors=True)
-    with contextlib.suppress(OSError):  # another job's staging is there too, or somebody removed it
-        os.rmdir(os.path.dirname(path))

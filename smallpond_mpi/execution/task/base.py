@@ -12,7 +12,9 @@ import os
 import re
 import resource
 import shutil
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Number
 from typing import TYPE_CHECKING, Any, cast
 
 from smallpond_mpi.common import (
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from smallpond_mpi.logical.dataset import DataSet
 
 OUTPUT_NAME = re.compile(r"[a-zA-Z0-9_]+")
-PLAIN = (bool, str, int, float, type(None))
+PLAIN = (bool, str, int, float, type(None), bytes, bytearray, range, Number)
 
 
 class Task(Measured):
@@ -76,6 +78,7 @@ class Task(Measured):
     _groups: tuple[Dependencies, ...] = ()  # the groups of dependencies that this task is in
     _input_keys: tuple[str, ...] = ()  # on a worker, where the tasks themselves are not
     _has_written = False  # the attempt asked for its output directory
+    _ray_ref: Any = None  # of its output, once run_on_ray was called
     _running = False  # in a child, between prepare and commit: paths that are asked for are made
 
     def __init__(
@@ -315,7 +318,11 @@ class Task(Measured):
         self._running = True
         self._metrics = AttemptMetrics(self.ctx.enable_profiling)
         if self._memory_limit is None:
-            self._memory_limit = int(self.ctx.usable_memory_size * self.cpu_limit // self.ctx.usable_cpu_count)
+            self._memory_limit = self.share_of_memory()
+
+    def share_of_memory(self) -> int:
+        """Bytes that go with its CPUs, of those that the rank of this process may hand out."""
+        return int(self.ctx.usable_memory_size * self.cpu_limit // self.ctx.usable_cpu_count)
 
     def initialize(self) -> None:
         """Prepare for run(). Limits and binding are in force before this is called, whatever a subclass does here."""
@@ -371,7 +378,7 @@ class Task(Measured):
         if deps is not None:
             state["_input_keys"] = tuple(deps)
         state.pop("_groups", None)
-        for name in ("exec_cq", "_metrics", "_running"):
+        for name in ("exec_cq", "_metrics", "_running", "_ray_ref"):
             state.pop(name, None)
         return state
 
@@ -399,6 +406,17 @@ class Task(Measured):
         return {name.encode(): value.encode() for name, value in self.parquet_kv_metadata_str(extra_partitions).items()}
 
     # Ray
+
+    def run_on_ray(self) -> Any:
+        """Run the task, and first what it depends on, on Ray; returns the ObjectRef of its output dataset, the same one each time.
+
+        Raises:
+            MissingExtra: Ray is not installed.
+            ResourcesUnavailable: it asks for more CPUs, GPUs or memory than the Ray cluster has.
+        """
+        from smallpond_mpi.execution.on_ray import run_on_ray  # Ray: for those only who call this
+
+        return run_on_ray(self)
 
     @property
     def ray_dataset_path(self) -> str:
@@ -445,6 +463,7 @@ DECLARED = frozenset(
             "_deps",
             "_groups",
             "_perf_metrics",
+            "_ray_ref",
         ),
         *("_granted_gpus", "_granted_numa_node", "_temp_output", "_input_keys", "_num_tasks_created"),
         *("_output_files", "_output_dir", "_has_written", "times_forgotten"),
@@ -454,12 +473,19 @@ DECLARED = frozenset(
 
 
 def is_plain(value: object) -> bool:
-    """Whether a value is plain data all through: bool, str, int, float, None, or a dict, list, tuple or set of them."""
+    """Whether a value is plain data all through: bool, str, int, float, None, or a dict or iterable of them.
+
+    Of the library's own types: a class of the user's, be it derived from int or dict, would have to be unpickled on rank 0.
+    """
+    if type(value).__module__ not in ("builtins", "collections", "numpy"):
+        return False
     if isinstance(value, PLAIN):
         return True
     if isinstance(value, dict):
+        if getattr(value, "default_factory", None) not in (None, bool, str, int, float, list, dict, set):
+            return False
         return all(is_plain(key) and is_plain(item) for key, item in value.items())
-    return isinstance(value, (list, tuple, set, frozenset)) and all(map(is_plain, value))
+    return isinstance(value, (list, tuple, set, frozenset, deque)) and all(map(is_plain, value))
 
 
 def files_below(directory: str) -> list[str]:

@@ -36,6 +36,7 @@ _NOT_PART = frozenset(
             "_output_dir",
             "_has_written",
             "_num_tasks_created",
+            "_ray_ref",
         ),
         *(
             "_granted_gpus",

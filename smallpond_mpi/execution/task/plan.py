@@ -1,12 +1,14 @@
 """The top of a job: the root task that waits for all outputs, and the plan that finds tasks and outputs below it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.model import WorkStatus
 from smallpond_mpi.execution.task.base import Task
+from smallpond_mpi.execution.task.deps import Dependencies
+from smallpond_mpi.execution.task.partition_info import PartitionInfo
 
 if TYPE_CHECKING:
     from smallpond_mpi.logical.dataset import DataSet
@@ -15,6 +17,15 @@ if TYPE_CHECKING:
 
 class RootTask(Task):
     """Done when all its inputs are; its output is theirs: one dataset, or all of them side by side."""
+
+    def __init__(
+        self, ctx: RuntimeContext, input_deps: "Sequence[Task] | Dependencies", partition_infos: Iterable[PartitionInfo]
+    ) -> None:
+        super().__init__(ctx, input_deps, partition_infos)
+        # Which input makes the final results, as opposed to named outputs on the way: known where the task travels to as well.
+        self._final_index = next(
+            (index for index, task in enumerate(self._deps.tasks) if getattr(task, "is_final_node", False)), None
+        )
 
     @property
     def exec_on_scheduler(self) -> bool:
@@ -33,16 +44,15 @@ class RootTask(Task):
 
     @property
     def final_sink(self) -> Task | None:
-        """The input that makes the final results, as opposed to named outputs on the way."""
-        return next((task for task in self._deps.tasks if getattr(task, "is_final_node", False)), None)
+        """The input that makes the final results."""
+        return None if self._final_index is None else self._deps.tasks[self._final_index]
 
     def run(self) -> bool:
         from smallpond_mpi.logical.dataset import PartitionedDataSet
 
         datasets = list(self.input_datasets)
-        sink = self.final_sink
-        if sink is not None:
-            self.dataset = datasets[self._deps.tasks.index(sink)]
+        if self._final_index is not None:
+            self.dataset = datasets[self._final_index]
         else:
             self.dataset = datasets[0] if len(datasets) == 1 else PartitionedDataSet(datasets)
         return True

@@ -236,3 +236,10 @@ def _holds_only_ours(directory: str, job_id: str) -> bool:
     """Whether a node's output directory ({name}/{job_id}.{attempt}) holds results of this job alone."""
     names = os.listdir(directory)
     return bool(names) and all(job_id in name for name in names)
+
+
+def remove_staging(path: str) -> None:
+    """Remove a directory of staging, and the one above it if nothing else is in that."""
+    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):  # another job's staging is there too, or somebody removed it
+        os.rmdir(os.path.dirname(path))

@@ -1,7 +1,8 @@
 """Datasets: sets of files, or data in memory, that can be cut, merged, read and queried. Names are loaded when asked for."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from smallpond_mpi.lazy import lazy_names
 
 if TYPE_CHECKING:
     from smallpond_mpi.io.parquet import FileFacts as FileFacts
@@ -33,12 +34,4 @@ NAMES = {
 }
 """Public name -> the module it lives in."""
 
-
-def __getattr__(name: str) -> Any:
-    if name not in NAMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(NAMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(NAMES)
+__getattr__, __dir__, __all__ = lazy_names(__name__, NAMES)

@@ -1,0 +1,13 @@
+"""Jobs that several files of tests look at run once."""
+
+import pytest
+
+from tests.contract.started import HOWS, Facts, facts_of
+
+
+@pytest.fixture(
+    scope="session", params=[how if how == "python" else pytest.param(how, marks=pytest.mark.mpi) for how in HOWS]
+)
+def probe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Facts:
+    """The job of hand-made tasks: `first` and `empty` -> `named` (its first attempt fails) -> `placed`."""
+    return facts_of(request.param, "probe", tmp_path_factory.mktemp("probe"))
