@@ -1,11 +1,13 @@
 """Which task, which attempt, which partition: the same names on rank 0 and in the child."""
 
+from pathlib import Path
+
 import pytest
 
 from smallpond_mpi.common import InvalidArgument
 from smallpond_mpi.execution.context import JobId, RuntimeContext
 from smallpond_mpi.execution.task import PartitionInfo, Task, TaskId, TaskRuntimeId, WorkStatus
-from tests.contract.started import Facts
+from tests.contract.started import JOBS, Facts, facts_of, start
 
 
 @pytest.fixture
@@ -76,3 +78,21 @@ def test_ids_and_statuses_are_as_documented() -> None:
         "CRASHED": 4,
         "EXEC_FAILED": 5,
     }
+
+
+def test_tasks_of_a_plan_name_their_node_and_line(kinds: Facts) -> None:
+    script = str(JOBS / "kinds.py")
+    for made in kinds.told["made"]:
+        assert made["key"].startswith(made["kind"] + "-")
+        assert made["default_output_name"] == f"{made['kind']}.{made['node_id']}"
+        path, _, line = made["location"].rpartition(":")
+        assert path == script
+        assert f"{made['node']}(" in Path(script).read_text().splitlines()[int(line) - 1]
+
+
+@pytest.mark.fault
+def test_a_job_that_is_taken_up_is_in_its_next_epoch(tmp_path: Path) -> None:
+    assert start("python", "stream", str(tmp_path / "data"), str(tmp_path / "facts.json"), "job", "1").returncode != 0
+    told = facts_of("python", "stream", tmp_path, "job", "1").told
+    assert told["attempt"][0] == 1
+    assert sorted({line[0] for line in told["worked"]}) == [0, 1]

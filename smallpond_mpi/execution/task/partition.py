@@ -229,9 +229,11 @@ class LoadPartitionedDataSetProducerTask(PartitionProducerTask):
         return False
 
     def run(self) -> bool:
-        from smallpond_mpi.logical.dataset import ParquetDataSet
+        from smallpond_mpi.logical.dataset import ParquetDataSet, PartitionedDataSet
 
         dataset = self.input_datasets[0]
+        if isinstance(dataset, PartitionedDataSet):
+            dataset = dataset.whole()
         if not isinstance(dataset, ParquetDataSet):
             raise InvalidArgument(f"only Parquet files can be loaded as partitions, not {dataset!r}")
         return self._set_parts(

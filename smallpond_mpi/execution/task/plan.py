@@ -157,6 +157,7 @@ class ExecutionPlan:
 
 def merged_output(tasks: list[Task]) -> "DataSet":
     """The outputs of the tasks of one node as one dataset, partitions in order."""
-    from smallpond_mpi.logical.dataset import DataSet
+    from smallpond_mpi.logical.dataset import DataSet, PartitionedDataSet
 
-    return DataSet.merge([task.output for task in tasks])
+    merged = DataSet.merge([task.output for task in tasks])
+    return merged.whole() if isinstance(merged, PartitionedDataSet) else merged

@@ -55,10 +55,6 @@ class DataSourceTask(ExecSqlQueryMixin):
             known = _listed[dataset] = (len(dataset.paths), listed)
         return known[1]
 
-    @property
-    def self_contained_output(self) -> bool:
-        return not self.runs_here
-
     def content_stamp(self) -> object:
         return self.source.content_stamp()
 

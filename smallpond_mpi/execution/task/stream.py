@@ -21,6 +21,7 @@ from smallpond_mpi.common import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_ROW_GROUP_SIZE,
     MAX_PARQUET_FILE_BYTES,
+    InvalidArgument,
     SchemaMismatch,
 )
 from smallpond_mpi.execution.context import RuntimeContext
@@ -55,7 +56,8 @@ class StreamOutput:
 
     Args:
         output_table: the rows; None for none.
-        batch_indices: for each input the number (from 0) of the last batch that was worked in; -1 for none yet.
+        batch_indices: for each input the number of the last batch that was worked in, counted from 0 as enumerate(reader) does: an attempt
+            that goes on from a checkpoint is given the batches that are left, and counts these from 0. -1 for none yet.
         force_checkpoint: checkpoint now, however long ago the last one was.
     """
 
@@ -90,6 +92,11 @@ class ArrowStreamTask(ExecSqlQueryMixin):
     clock: Callable[[], float] = staticmethod(time.monotonic)
     runtime_state: RuntimeState | None = None
     _batch_size = DEFAULT_BATCH_SIZE
+    # For each input: the number of the first batch that this attempt is given, and how many it has taken.
+    _first_batches: tuple[int, ...] = ()
+    _num_taken: list[int] = []
+    # Whether the function counts on from where the attempt before it was, instead of from 0; None until it tells.
+    _counts_on: bool | None = None
 
     def __init__(
         self,
@@ -164,22 +171,32 @@ class ArrowStreamTask(ExecSqlQueryMixin):
             self.perf_metrics["num input rows"] = facts.num_rows
         self.add_elapsed_time()
         with ExitStack() as stack:
-            readers = [self._reader(stack, dataset, batch_size) for dataset in self.input_datasets]
+            readers = [self._reader(stack, number, batch_size) for number, _ in enumerate(self.input_datasets)]
+            self._first_batches = (0,) * len(readers)
             if self.runtime_state:
+                self._first_batches = tuple(last + 1 for last in self.runtime_state.batch_indices)
                 self.restore_input_state(self.runtime_state, readers)
+            self._num_taken = [0] * len(readers)
             self.add_elapsed_time("input load time (secs)")
             self._batch_size = batch_size
             self.dump_output(self._outputs(readers))
         return True
 
-    def _reader(self, stack: ExitStack, dataset: "DataSet", batch_size: int) -> pa.RecordBatchReader:
-        """A reader of batches of exactly `batch_size` rows, the last one shorter, across borders of files."""
+    def _reader(self, stack: ExitStack, number: int, batch_size: int) -> pa.RecordBatchReader:
+        """A reader of an input's batches of exactly `batch_size` rows, the last one shorter, across borders of files."""
+        dataset = self.input_datasets[number]
         conn = stack.enter_context(self.connection()) if self.use_duckdb_reader else None
         reader = dataset.to_batch_reader(batch_size, conn=conn)
         batches: Iterable[pa.RecordBatch] = exact_batches(reader, batch_size)
         if self.background_io_thread and self._has_many_batches(dataset, batch_size):
             batches = unwrapped(stack.enter_context(ConcurrentIter(batches)))
-        return pa.RecordBatchReader.from_batches(reader.schema, batches)
+        return pa.RecordBatchReader.from_batches(reader.schema, self._counted(number, batches))
+
+    def _counted(self, number: int, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            if self._num_taken:  # not while those are skipped that an earlier attempt has worked in
+                self._num_taken[number] += 1
+            yield batch
 
     def _has_many_batches(self, dataset: "DataSet", batch_size: int) -> bool:
         return not isinstance(dataset, ParquetDataSet) or dataset.num_rows > batch_size
@@ -196,7 +213,36 @@ class ArrowStreamTask(ExecSqlQueryMixin):
         given: StreamOutput = output if isinstance(output, StreamOutput) else StreamOutput(output)
         if not isinstance(given.output_table, (pa.Table, type(None))):
             raise wrong_return(self, given.output_table, "a pyarrow.Table")
-        return given
+        if given.batch_indices is None:
+            return given
+        return StreamOutput(given.output_table, self._numbered(given.batch_indices), given.force_checkpoint)
+
+    def _numbered(self, indices: Sequence[int]) -> list[int]:
+        """The numbers of batches since the first attempt, from those that the function gave.
+
+        Raises:
+            InvalidArgument: there is not one for each input, or one of a batch that was not taken yet: the next attempt would skip its rows.
+        """
+        if len(indices) != len(self._num_taken):
+            raise InvalidArgument(
+                f"batch_indices {list(indices)} should have one number for each of {len(self._num_taken)} inputs"
+            )
+        if self._counts_on is None and max(indices, default=-1) >= 0:
+            # Only a function that counts on can be past what it has taken.
+            self._counts_on = any(index >= taken for index, taken in zip(indices, self._num_taken, strict=True))
+        if self._counts_on:
+            numbered = list(indices)
+        else:
+            numbered = [first + index for first, index in zip(self._first_batches, indices, strict=True)]
+        for number, (index, first, taken) in enumerate(
+            zip(numbered, self._first_batches, self._num_taken, strict=True)
+        ):
+            if index >= first + taken:
+                raise InvalidArgument(
+                    f"batch_indices {list(indices)} say that batch {index} of input {number} was worked in, "
+                    f"and only {first + taken} batches of it were read"
+                )
+        return numbered
 
     # output
 

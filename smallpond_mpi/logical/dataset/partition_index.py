@@ -65,9 +65,8 @@ def _runs(item: RowRange, column: str) -> Iterator[tuple[int, RowRange]]:
     """The runs of rows of equal partition number in a column."""
     values = read_range(item, [column]).column(0)
     if not pa.types.is_integer(values.type) or values.null_count:
-        raise InvalidArgument(
-            f"column {column!r} of {item.path!r} can't be a partition number: {values.type} with NULLs"
-        )
+        held = f"{values.null_count} NULLs" if values.null_count else f"values of type {values.type}"
+        raise InvalidArgument(f"column {column!r} of {item.path!r} can't tell partition numbers: it holds {held}")
     numbers = values.to_numpy()
     starts = np.flatnonzero(np.diff(numbers, prepend=numbers[:1] - 1)) if len(numbers) else np.array([], np.int64)
     for begin, end in zip(starts, [*starts[1:], len(numbers)], strict=True):

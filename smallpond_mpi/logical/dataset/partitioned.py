@@ -70,14 +70,15 @@ class PartitionedDataSet(DataSet):
             sizes.update(dataset.recorded_file_sizes)
         return sizes
 
-    def _whole(self) -> DataSet:
+    def whole(self) -> DataSet:
+        """All partitions, in order, as one dataset of their kind."""
         return DataSet.merge(list(self))
 
     def sql_query_fragment(
         self, filesystem: AbstractFileSystem | None = None, conn: duckdb.DuckDBPyConnection | None = None
     ) -> str:
         """A parenthesised query of all partitions."""
-        return self._whole().sql_query_fragment(filesystem, conn)
+        return self.whole().sql_query_fragment(filesystem, conn)
 
     def to_arrow_table(
         self,
@@ -86,7 +87,7 @@ class PartitionedDataSet(DataSet):
         conn: duckdb.DuckDBPyConnection | None = None,
     ) -> pa.Table:
         """The rows of all partitions."""
-        return self._whole().to_arrow_table(max_workers, filesystem, conn)
+        return self.whole().to_arrow_table(max_workers, filesystem, conn)
 
     def to_batch_reader(
         self,
@@ -95,7 +96,7 @@ class PartitionedDataSet(DataSet):
         conn: duckdb.DuckDBPyConnection | None = None,
     ) -> pa.RecordBatchReader:
         """The rows of all partitions, as batches."""
-        return self._whole().to_batch_reader(batch_size, filesystem, conn)
+        return self.whole().to_batch_reader(batch_size, filesystem, conn)
 
     @staticmethod
     def merge(datasets: "list[PartitionedDataSet]") -> "PartitionedDataSet":  # type: ignore[override]
@@ -166,7 +167,8 @@ class PackedPartitions(PartitionedDataSet):
         """The same partitions after the directory of their files was renamed."""
         return PackedPartitions([output.moved(source_dir, target_dir) for output in self.outputs])
 
-    def _whole(self) -> ParquetDataSet:
+    def whole(self) -> ParquetDataSet:
+        """All rows, in the order of the partitions."""
         # by partition, not by file: the order of a partitioned dataset
         return ParquetDataSet.of_ranges(
             [item for partition in range(len(self)) for item in self.slices.ranges(partition) if item.num_rows]
