@@ -21,6 +21,7 @@ REFERENCE = {
     "api/dataset.md": ("smallpond_mpi.logical.dataset",),
     "api/node.md": ("smallpond_mpi.logical.node",),
     "api/udf.md": ("smallpond_mpi.logical.udf",),
+    "api/contrib.md": ("smallpond_mpi.contrib.copy_table", "smallpond_mpi.contrib.log_dataset"),
     "api/planner.md": ("smallpond_mpi.logical.planner", "smallpond_mpi.logical.optimizer"),
     "api/task.md": ("smallpond_mpi.execution.task",),
     "api/manager.md": (

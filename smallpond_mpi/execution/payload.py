@@ -10,9 +10,11 @@ by value where it comes from the user's script. What is left of a task is a hand
 
 import errno
 import hashlib
+import logging
 import os
 import pickle
 import shutil
+import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -225,12 +227,26 @@ class _Checkpoints(WorkQueue):
         self._buffered.clear()
 
 
+def log_to_stderr(level: str) -> None:
+    """Let what a child logs, its functions' own messages too, stand in the log of its rank, beside what they print.
+
+    From INFO on, or from `level` if that is higher; TRACE shows each query. (An error shows the user the end of that log: it must not be noise.)
+    """
+    lowest = {"TRACE": logging.DEBUG, "SUCCESS": logging.INFO}.get(level) or logging.getLevelNamesMapping()[level]
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=lowest if level == "TRACE" else max(lowest, logging.INFO),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+
+
 class Performer:
     """The child's side: makes the task again, runs its attempt, tells what became of it. One a child."""
 
     def __init__(self, welcome: Welcome, rank: int, host: str) -> None:
         self._ctx: RuntimeContext = pickle.loads(welcome.context)
         self._ctx.sched_epoch = welcome.epoch
+        log_to_stderr(self._ctx.file_log_level)
         self._rank = rank
         self._host = host
         self._siblings: dict[bytes, tuple[type[Task], dict[str, Any]]] = {}

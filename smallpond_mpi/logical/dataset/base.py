@@ -170,8 +170,12 @@ class DataSet:
     def log(self, num_rows: int = 200) -> None:
         """Write the first rows to the log."""
         reader = self.to_batch_reader(batch_size=num_rows)
-        first = next(iter(reader), None)
-        table = pa.Table.from_batches([first] if first is not None else [], reader.schema)
+        first: list[pa.RecordBatch] = []
+        for batch in reader:  # a batch may be shorter than was asked for
+            first.append(batch)
+            if sum(taken.num_rows for taken in first) >= num_rows:
+                break
+        table = pa.Table.from_batches(first, reader.schema).slice(0, num_rows)
         logger.info("%r:\n%s", self, table.to_pandas().to_string(max_rows=num_rows))
 
     def to_pandas(self) -> "pd.DataFrame":

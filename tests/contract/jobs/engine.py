@@ -10,7 +10,7 @@ from smallpond_mpi.logical.planner import Planner
 
 def run_tasks(session: Any, tasks: Sequence[Task]) -> None:
     """Bring tasks made by hand, and what they need, to success."""
-    session._loop.run(list(tasks))
+    session._job.loop.run(list(tasks))
 
 
 def run_plan(session: Any, node: Node) -> ExecutionPlan:
