@@ -35,6 +35,7 @@ from smallpond_mpi.common import (
     SmallpondError,
     TaskFailed,
 )
+from smallpond_mpi.config import LEVELS
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.model import Capacity, Failure, FailureKind, Grant, TaskId, TaskRuntimeId, WorkStatus
 from smallpond_mpi.execution.protocol import RunTask, Welcome
@@ -232,10 +233,9 @@ def log_to_stderr(level: str) -> None:
 
     From INFO on, or from `level` if that is higher; TRACE shows each query. (An error shows the user the end of that log: it must not be noise.)
     """
-    lowest = {"TRACE": logging.DEBUG, "SUCCESS": logging.INFO}.get(level) or logging.getLevelNamesMapping()[level]
     logging.basicConfig(
         stream=sys.stderr,
-        level=lowest if level == "TRACE" else max(lowest, logging.INFO),
+        level=logging.DEBUG if level == "TRACE" else max(LEVELS[level], logging.INFO),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
 
