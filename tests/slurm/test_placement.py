@@ -47,6 +47,8 @@ class Seen:
         self.threads = [re.search(r"Cpus_allowed_list:\s*(\S+)", status)[1] for status in statuses]  # type: ignore[index]
         self.cgroups = Path(f"/proc/{pid}/cgroup").read_text()
         self.stdin = os.readlink(f"/proc/{pid}/fd/0")
+        maps = Path(f"/proc/{pid}/numa_maps")  # not there in a kernel without NUMA
+        self.memory_policies = {line.split()[1] for line in maps.read_text().splitlines()} if maps.exists() else set()
 
     @property
     def cpus(self) -> str:
@@ -90,6 +92,7 @@ def look_at(
     for one in seen:
         assert f"/job_{job}/" in one.cgroups
         assert one.stdin == "/dev/null"
+        assert one.memory_policies <= {"prefer:0"}, "memory of the one NUMA node that these machines have"
         assert one.report["launch"] == [], "a task must not be able to join the job's MPI"
         threads = one.report["threads of DuckDB"], one.report["threads of Arrow"]
         assert threads == (cpus, cpus)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from smallpond_mpi.execution.model import SCHEDULER_RANK, GpuSlot, Rank
 from smallpond_mpi.platform.binding import (
+    OWN_BYTES,
     LocalRank,
     divide_cpus,
     divide_gpus,
@@ -74,7 +75,9 @@ def test_whatever_the_launcher_bound(masks: list[frozenset[int]], has_scheduler:
 
 
 def test_memory_goes_by_cpus() -> None:
-    assert divide_memory({Rank(0): (), Rank(1): (0, 1, 2)}, 400) == {0: 100, 1: 300}
+    gb = 1 << 30
+    assert divide_memory({Rank(0): (), Rank(1): (0, 1, 2)}, 4 * gb) == {0: gb - OWN_BYTES, 1: 3 * gb - OWN_BYTES}
+    assert divide_memory({Rank(0): (0,)}, 100) == {0: 50}, "never more than half for the rank itself"
 
 
 def slots(*tokens: str) -> tuple[GpuSlot, ...]:

@@ -7,7 +7,7 @@ import pytest
 
 from smallpond_mpi.execution.model import Capacity, GpuSlot, Rank
 from smallpond_mpi.platform import discover
-from smallpond_mpi.platform.binding import LocalRank
+from smallpond_mpi.platform.binding import OWN_BYTES, LocalRank
 from tests.unit.platform import machines
 from tests.unit.platform.machines import GB
 from tests.unit.platform.trees import Machine, load
@@ -32,7 +32,7 @@ def test_one_rank_a_numa_node_of_an_epyc(tmp_path: Path) -> None:
         assert set(capacity.numa_nodes) == {node}
         first = range(node * 16, node * 16 + 16)
         assert capacity.cpus == (*first, *(cpu + 128 for cpu in first)), "one thread of each core, then the others"
-        assert capacity.memory_bytes == 128 * GB
+        assert capacity.memory_bytes == 128 * GB - OWN_BYTES
 
 
 def test_ranks_share_no_core(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_memory_only_nodes_have_no_cpus(tmp_path: Path) -> None:
 def test_a_laptop(tmp_path: Path) -> None:
     (alone,) = capacities(machines.laptop(), tmp_path / "1", 1, first=0)
     assert alone.cpus == (0, 2, 4, 6, *range(8, 16), 1, 3, 5, 7)
-    assert alone.memory_bytes == 16 * GB
+    assert alone.memory_bytes == 16 * GB - OWN_BYTES
     made = capacities(machines.laptop(), tmp_path / "4", 4, first=0)
     assert [sorted(one.cpus) for one in made] == [[13, 14, 15], [0, 1, 2, 3, 4, 5], [6, 7, 8, 9], [10, 11, 12]]
 
@@ -121,14 +121,14 @@ def test_what_the_test_cluster_gave(tmp_path: Path) -> None:
     me = discover.local_rank(Rank(3), srun.env, root)
     assert me == LocalRank(Rank(3), (1,))
     both = [LocalRank(Rank(2), (0,)), me]
-    assert discover.capacity(Rank(3), both, srun.env, world_size=6, root=root) == Capacity((1,), 300 * MB, (), (0,))
+    assert discover.capacity(Rank(3), both, srun.env, world_size=6, root=root) == Capacity((1,), 150 * MB, (), (0,))
 
     mpirun = load("slurm_mpirun")
     root = mpirun.write(tmp_path / "mpirun")
     me = discover.local_rank(Rank(1), mpirun.env, root)
     assert me == LocalRank(Rank(1), (0,), (GpuSlot("0"), GpuSlot("1")), (0, 1))
     capacity = discover.capacity(Rank(1), [me], mpirun.env, world_size=2, root=root)
-    assert capacity == Capacity((0, 1), 900 * MB, (GpuSlot("0"), GpuSlot("1")), (0, 0))
+    assert capacity == Capacity((0, 1), 900 * MB - OWN_BYTES, (GpuSlot("0"), GpuSlot("1")), (0, 0))
 
     batch = load("slurm_batch")
     root = batch.write(tmp_path / "batch")

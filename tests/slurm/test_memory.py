@@ -1,0 +1,36 @@
+"""Memory that Slurm constrains: the job's limit is the ranks' own, and a task that takes more than it asked for is ended by its rank, not by the kernel."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.launch import is_open_mpi, launcher
+from tests.slurm.cluster.cluster import Cluster
+from tests.slurm.jobs import batch
+
+pytestmark = pytest.mark.skipif(launcher() is None, reason="no mpirun beside this python")
+
+SRUN = "srun --mpi=pmix" if is_open_mpi() else "srun --mpi=pmi2"
+
+
+@pytest.mark.parametrize(("launch", "options"), [("", ["-n1", "--mem=600"]), (SRUN, ["-N2", "-n2", "--mem=600"])])
+def test_tasks_that_take_more_than_they_asked_for(
+    cluster: Cluster, shared: Path, launch: str, options: list[str]
+) -> None:
+    """Slurm would report OUT_OF_MEMORY if the kernel had killed anything, whatever the job's exit code."""
+    shutil.copy(Path(__file__).with_name("memory.py"), shared)
+    ended = batch(cluster, shared, f"{launch} python memory.py 6 120 180", options)
+    assert "rows: 6" in ended.output
+    again = re.search(r"(\d+) attempts failed: out of memory (\d+)", ended.output)
+    assert again is not None, ended.output
+    assert again[1] == again[2]
+
+
+def test_a_task_may_take_all_that_there_is_for_tasks(cluster: Cluster, shared: Path) -> None:
+    """Of 600 MB: what a task that names none is given, it can use."""
+    shutil.copy(Path(__file__).with_name("memory.py"), shared)
+    ended = batch(cluster, shared, "python memory.py 2 390 370", ["-n1", "--mem=600"])
+    assert "rows: 2" in ended.output
+    assert "failed" not in ended.output
