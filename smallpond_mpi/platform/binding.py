@@ -9,6 +9,7 @@ from smallpond_mpi.platform.topology import Topology
 
 SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PALS_SIZE", "FLUX_JOB_SIZE", "MV2_COMM_WORLD_SIZE")
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PALS_RANKID", "FLUX_TASK_RANK", "MV2_COMM_WORLD_RANK")
+OPEN_MPI = "Open MPI's mpirun"
 SRUN = "srun"
 OWN_BYTES = 160 << 20
 """What a rank, its fork server and a child without work hold together (93 + 43 + 25 MB measured for rank 0, with pages that they share counted once). The
@@ -57,7 +58,7 @@ def launched_rank(env: Mapping[str, str]) -> Rank | None:
 def launcher_of(env: Mapping[str, str]) -> str:
     """The launcher by its variables, in words."""
     if "OMPI_COMM_WORLD_SIZE" in env or "PRTE_LAUNCHED" in env:
-        return "Open MPI's mpirun"
+        return OPEN_MPI
     if "HYDI_CONTROL_FD" in env or "MPI_LOCALNRANKS" in env:
         return "MPICH's mpirun"
     if slurm.is_step(env):  # MPICH's own variable PMI_FD is set by srun too

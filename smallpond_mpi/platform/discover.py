@@ -60,11 +60,12 @@ def allowed_cpus(root: str = "") -> tuple[int, ...]:
 
 
 def job_cpus(env: Mapping[str, str], root: str = "") -> tuple[int, ...]:
-    """All CPUs of the job on this node, where an mpirun may have bound its ranks to fewer by its own default; empty where that isn't certain.
+    """All CPUs of the job on this node, if Open MPI's mpirun started this rank, which binds ranks to fewer without being asked; else none.
 
-    They are those of the cpuset, if this has as many CPUs as Slurm granted: then it is the job's, and no other job's are among them.
+    They are those of the cpuset, if this has as many CPUs as Slurm granted: then it is the job's, and no other job's are among them. Every other binding is
+    what somebody asked for.
     """
-    if binding.launcher_of(env) == binding.SRUN or not slurm.is_job(env):
+    if binding.launcher_of(env) != binding.OPEN_MPI or not slurm.is_job(env):
         return ()
     for directory in _cgroups("cpuset", root):
         for name in CPUSET_FILES:
