@@ -10,52 +10,12 @@ import sys
 from pathlib import Path
 
 TOP_LEVELS = ("com", "org", "net", "example")
-WORDS = [
-    "the",
-    "of",
-    "and",
-    "to",
-    "in",
-    "is",
-    "was",
-    "for",
-    "on",
-    "as",
-    "with",
-    "by",
-    "that",
-    "it",
-    "from",
-    "at",
-    "his",
-    "are",
-    "be",
-    "this",
-    "which",
-    "or",
-    "an",
-    "were",
-    "had",
-    "not",
-    "first",
-    "one",
-    "river",
-    "mountain",
-    "city",
-    "school",
-    "music",
-    "history",
-    "water",
-    "game",
-    "house",
-    "light",
-    "company",
-    "family",
-    "century",
-    "species",
-    "island",
-    "station",
-]
+COMMON = """
+    the of and to in is was for on as with by that it from at his are be this which or an were had not first
+    one river mountain city school music history water game house light company family century species island
+    station
+"""
+WORDS = COMMON.split()
 
 
 def write_mock_urls(directory: str, num_rows: int = 10_000, num_files: int = 8, seed: int = 1) -> list[str]:
