@@ -4,7 +4,7 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 from smallpond_mpi.execution.task.hash_partition import HashPartitionTask
-from smallpond_mpi.execution.task.row_chunks import arrow_chunks
+from smallpond_mpi.execution.task.keyed_rows import read_by_arrow
 from smallpond_mpi.execution.task.row_partition import Chunk
 
 if TYPE_CHECKING:
@@ -15,4 +15,4 @@ class HashPartitionArrowTask(HashPartitionTask):
     """Reads by Arrow; DuckDB sees only the columns of the key."""
 
     def partition(self, batch_index: int, input_dataset: "DataSet") -> Generator[Chunk, None, None]:
-        return arrow_chunks(self, input_dataset)
+        return self.chunks(read_by_arrow(self, input_dataset))

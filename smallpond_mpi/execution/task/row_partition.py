@@ -1,6 +1,6 @@
 """Every row to a partition that follows from its key: what hash and range partitioning share. The kinds differ in what the key says.
 
-    input --read (row_chunks.py)--> rows, keys --order by partition--> chunks, counts --assemble--> rows by partition --PartitionWriter--> files
+    input --read (keyed_rows.py)--> rows, keys --order by partition--> chunks, counts --assemble--> rows by partition --PartitionWriter--> files
 
 A chunk is small enough to be ordered within the processor's caches; the rows of a partition, a slice of each chunk, are put together
 without a copy when they are encoded. What is read is held until it fills its share of the memory, then it is written as one batch.
@@ -11,14 +11,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from smallpond_mpi.common import DATA_PARTITION_COLUMN_NAME, DEFAULT_ROW_GROUP_SIZE, MB, ColumnNotFound
 from smallpond_mpi.execution.context import RuntimeContext
-from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin
+from smallpond_mpi.execution.task.keyed_rows import KeyedRows, KeyedTask, keyed_rows
 from smallpond_mpi.execution.task.output import full_disk_told, input_facts, is_unknown, nothing_of, row_group_size
 from smallpond_mpi.execution.task.partition import Inputs, PartitionProducerTask
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
@@ -45,7 +44,7 @@ class Chunk:
     counts: Int64s
 
 
-class RowPartitionTask(ExecSqlQueryMixin, PartitionProducerTask):
+class RowPartitionTask(KeyedTask, PartitionProducerTask):
     """Base of tasks that send each row to the partition that its key says.
 
     Args:
@@ -104,23 +103,15 @@ class RowPartitionTask(ExecSqlQueryMixin, PartitionProducerTask):
         """Rows that are read and ordered at a time: enough for slices of a size worth writing."""
         return max(CHUNK_ROWS, self.npartitions * ROWS_A_SLICE)
 
-    # what kinds define
-
     def partition(self, batch_index: int, input_dataset: "DataSet") -> Generator[Chunk, None, None]:
         """Read the input and order it by partition, chunk by chunk; a chunk without rows, for its schema, if there are none."""
-        raise NotImplementedError(f"{type(self).__name__} does not define partition()")
+        return self.chunks(keyed_rows(self, input_dataset))
 
-    def key_columns(self, columns: Sequence[str]) -> list[str]:
-        """The columns that say which partition a row belongs to, all of which are in `columns`; none if that is drawn at random.
-
-        Raises:
-            ColumnNotFound: one is not there.
-        """
-        raise NotImplementedError(f"{type(self).__name__} does not define key_columns()")
-
-    def key_expression(self, conn: duckdb.DuckDBPyConnection, names: Sequence[str], types: Sequence[Any]) -> str:
-        """The key of a row in SQL, given the names and DuckDB types that the key columns have on this connection. Asked for once an input."""
-        raise NotImplementedError(f"{type(self).__name__} does not define key_expression()")
+    def chunks(self, rows: KeyedRows) -> Generator[Chunk, None, None]:
+        """What was read, ordered by partition."""
+        with closing(rows):
+            for batch, keys in rows:
+                yield self.ordered(batch, keys)
 
     def partitions_of(self, keys: pa.Array | None, num_rows: int) -> Int64s:
         """The partition of each row, by its key (None: there are no key columns)."""

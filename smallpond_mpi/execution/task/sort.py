@@ -6,8 +6,9 @@ of what DuckDB's sort costs, which moves the rows. Anything larger DuckDB sorts 
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
@@ -15,8 +16,10 @@ import pyarrow.parquet as pq
 
 from smallpond_mpi.common import DEFAULT_BATCH_SIZE, DEFAULT_ROW_GROUP_SIZE, InvalidArgument
 from smallpond_mpi.execution.context import RuntimeContext
-from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin, translate_duckdb
+from smallpond_mpi.execution.task.engine import translate_duckdb
+from smallpond_mpi.execution.task.key_compare import cast_to, compared_as
 from smallpond_mpi.execution.task.key_search import order_of
+from smallpond_mpi.execution.task.keyed_rows import KeyedTask, keyed_rows, survives_duckdb
 from smallpond_mpi.execution.task.output import (
     full_disk_told,
     input_facts,
@@ -28,14 +31,11 @@ from smallpond_mpi.execution.task.output import (
 )
 from smallpond_mpi.execution.task.partition import Inputs
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
-from smallpond_mpi.execution.task.range_partition import compared_as
-from smallpond_mpi.execution.task.row_chunks import survives_duckdb
-from smallpond_mpi.execution.task.sort_key import SortKey, comparable
+from smallpond_mpi.execution.task.sort_key import InputKeys, SortKey
 from smallpond_mpi.io.arrow import cast_table
 from smallpond_mpi.io.packed import WriteOptions, writer_arguments
 from smallpond_mpi.io.parquet import read_footer
 from smallpond_mpi.logical.dataset import ParquetDataSet
-from smallpond_mpi.logical.dataset.quoting import quote_name
 
 if TYPE_CHECKING:
     from smallpond_mpi.logical.dataset import DataSet, FileFacts
@@ -44,14 +44,14 @@ TIMES_IN_MEMORY = 4
 """How often rows are held at once while they are sorted in memory: as read, in one piece, picked, encoded."""
 
 
-class SortTask(ExecSqlQueryMixin):
+class SortTask(KeyedTask):
     """The rows of its input, sorted, as one file, whose name sorts as the partition's number does. Columns keep their types.
 
     Rows that compare equal come in no particular order.
     """
 
-    # The keys among the input's columns, once these are known.
-    _keys: list[SortKey] = []
+    # The keys as they are of its input, once that is known.
+    _keys: InputKeys | None = None
     # What is sorted passes through Arrow on its way to the file, outside of what DuckDB counts.
     memory_overcommit_ratio = 0.7
 
@@ -88,8 +88,8 @@ class SortTask(ExecSqlQueryMixin):
         return f"{self.output_name or 'sorted'}-{numbers}-{self.ctx.job_id}.{self.runtime_id}"
 
     def cleanup(self) -> None:
-        for name in ("_keys", "enable_temp_directory"):
-            self.__dict__.pop(name, None)
+        self._keys = None
+        self.enable_temp_directory = False
         self.input_view_index = 0
         super().cleanup()
 
@@ -125,43 +125,49 @@ class SortTask(ExecSqlQueryMixin):
         self.add_elapsed_time("compute time (secs)")
         step = row_group_size(self)
         tables = (table.take(pa.array(order[begin : begin + step])) for begin in range(0, len(order), step))
-        return self._write(tables, types_of(dataset, table.schema))
+        return self._write(tables, table.schema)
+
+    @property
+    def chunk_rows(self) -> int:
+        return DEFAULT_BATCH_SIZE
+
+    def key_columns(self, columns: Sequence[str]) -> list[str]:
+        self._keys = InputKeys.among(self.sort_keys, columns)
+        return self._keys.columns
+
+    def key_expression(self, conn: duckdb.DuckDBPyConnection, names: Sequence[str], types: Sequence[Any]) -> str:
+        assert self._keys is not None, "key_columns() was asked before"
+        values = self._keys.values(names)
+        return self._keys.comparable(cast_to(compared_as(conn, values, names, types), values))
 
     def _held_in_memory(self, dataset: "DataSet") -> tuple[pa.Table, pa.Array] | None:
         """All rows, and the keys that they compare by; None if they are too many to be held, and picked from, within the grant."""
         assert self.memory_limit is not None, "a running task has a memory limit"
         room = self.memory_limit // TIMES_IN_MEMORY
-        with self.connection() as conn:
-            view, values = self._values(conn, dataset)
-            name = "#" + max(conn.sql(f"FROM {view}").columns)  # none of the others'
-            query = f"SELECT *, {comparable(values, self._keys)} AS {quote_name(name)} FROM {view}"
-            batches = []
-            try:
-                reader = conn.sql(query).to_arrow_reader(DEFAULT_BATCH_SIZE)
-                for batch in reader:
-                    batches.append(batch)
-                    room -= batch.nbytes
-                    if room < 0:
-                        return None
-                table = pa.Table.from_batches(batches, reader.schema)
-            except (duckdb.Error, pa.ArrowException, OSError) as error:
-                raise translate_duckdb(error, query, [dataset]) from error
+        batches: list[pa.RecordBatch] = []
+        keys: list[pa.Array] = []
+        with closing(keyed_rows(self, dataset)) as rows:
+            for batch, key in rows:
+                assert key is not None, "there is something to sort by"
+                room -= batch.nbytes + key.nbytes
+                if room < 0:
+                    return None
+                batches.append(batch)
+                keys.append(key)
+        table = pa.Table.from_batches(batches)
         batches.clear()
-        # Column by column, so that only one is held twice; picking from many chunks would put them together each time.
-        columns = table.columns
-        names = table.column_names
-        del table
-        for number in range(len(columns)):
-            columns[number] = pa.chunked_array([columns[number].combine_chunks()], columns[number].type)
-        *rows, keys = columns
-        return pa.Table.from_arrays(rows, names[:-1]), keys.chunk(0)
+        return in_one_piece(table), pa.chunked_array(keys).combine_chunks()
 
     def _write_spilled(self, dataset: "DataSet") -> "FileFacts":
         """Sorted by DuckDB, as large as the disk allows."""
         self.enable_temp_directory = True
         with self.connection() as conn:
-            view, values = self._values(conn, dataset)
-            terms = ", ".join(f"{value} {key.direction}" for value, key in zip(values, self._keys, strict=True))
+            (view,) = self.create_input_views(conn, [dataset])
+            source = conn.sql(f"FROM {view}")
+            columns, types = source.columns, source.types
+            keys = InputKeys.among(self.sort_keys, columns)
+            values = keys.values(keys.columns)
+            terms = keys.order_by(cast_to(compared_as(conn, values, columns, types), values))
             query = f"FROM {view} ORDER BY {terms}"
             try:
                 reader = conn.sql(query).to_arrow_reader(min(row_group_size(self), DEFAULT_BATCH_SIZE))
@@ -169,15 +175,6 @@ class SortTask(ExecSqlQueryMixin):
                 return self._write(tables, types_of(dataset, reader.schema))
             except (duckdb.Error, pa.ArrowException, OSError) as error:
                 raise translate_duckdb(error, query, [dataset]) from error
-
-    def _values(self, conn: duckdb.DuckDBPyConnection, dataset: "DataSet") -> tuple[str, list[str]]:
-        """A view of the rows, and what they are compared by, in SQL."""
-        (view,) = self.create_input_views(conn, [dataset])
-        source = conn.sql(f"FROM {view}")
-        self._keys = [key.among(source.columns) for key in self.sort_keys]
-        values = [key.expression(source.columns) for key in self._keys]
-        forms = compared_as(conn, values, zip(source.columns, source.types, strict=True))
-        return view, [f"CAST({value} AS {form})" for value, form in zip(values, forms, strict=True)]
 
     def _write(self, tables: Iterable[pa.Table], schema: pa.Schema) -> "FileFacts":
         """Write tables as row groups of one file."""
@@ -201,6 +198,15 @@ class SortTask(ExecSqlQueryMixin):
             raise RuntimeError(
                 f"{self.key} read {expected} rows and wrote {written}: this is a bug, the output is not used"
             )
+
+
+def in_one_piece(table: pa.Table) -> pa.Table:
+    """A table of one chunk a column: picking rows from many would put them together each time. Only one column is held twice at a time."""
+    names, columns = table.column_names, table.columns
+    del table
+    for number, column in enumerate(columns):
+        columns[number] = column.combine_chunks()
+    return pa.Table.from_arrays(columns, names)
 
 
 def types_of(dataset: "DataSet", read: pa.Schema) -> pa.Schema:

@@ -7,6 +7,7 @@ split points by two small functions of arrays (key_search.py), whatever they are
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from smallpond_mpi.common import ColumnNotFound, InvalidArgument
@@ -48,6 +49,38 @@ class SortKey(NamedTuple):
         return quote_name(self.by) if self.by in columns else f"({self.by})"
 
 
+@dataclass(frozen=True, slots=True)
+class InputKeys:
+    """Keys as they are of an input with certain columns."""
+
+    keys: list[SortKey]
+    are_columns: bool
+    columns: list[str]
+    """The columns that the keys need: themselves, or, if there are expressions, which may be of any, all."""
+
+    @classmethod
+    def among(cls, keys: Iterable[SortKey], columns: Sequence[str]) -> "InputKeys":
+        """Raises ColumnNotFound if one is not there."""
+        found = [key.among(columns) for key in keys]
+        are_columns = all(key.by in columns for key in found)
+        return cls(found, are_columns, [key.by for key in found] if are_columns else list(columns))
+
+    def values(self, names: Sequence[str]) -> list[str]:
+        """Their values in SQL, where `columns` are called `names`."""
+        return (
+            [quote_name(name) for name in names] if self.are_columns else [key.expression(names) for key in self.keys]
+        )
+
+    def comparable(self, values: Iterable[str]) -> str:
+        """One value in SQL that compares as `values`, one a key, in the directions of the keys."""
+        arguments = [f"{value}, '{key.direction}'" for value, key in zip(values, self.keys, strict=True)]
+        return f"create_sort_key({', '.join(arguments)})"
+
+    def order_by(self, values: Iterable[str]) -> str:
+        """What stands after ORDER BY."""
+        return ", ".join(f"{value} {key.direction}" for value, key in zip(values, self.keys, strict=True))
+
+
 def sort_keys(by: Sequence[str], descending: bool | Sequence[bool], nulls_last: bool | Sequence[bool]) -> list[SortKey]:
     """A key for each of `by`; directions are given for all or for each.
 
@@ -66,9 +99,3 @@ def _for_each(name: str, given: Any, count: int) -> list[bool]:
     if len(each) != count:
         raise InvalidArgument(f"{name} has {len(each)} values for {count} columns to sort by")
     return each
-
-
-def comparable(values: Iterable[str], keys: Iterable[SortKey]) -> str:
-    """One value in SQL that compares as `values`, an expression a key, in the directions of the keys."""
-    arguments = [f"{value}, '{key.direction}'" for value, key in zip(values, keys, strict=True)]
-    return f"create_sort_key({', '.join(arguments)})"

@@ -14,11 +14,11 @@ import pyarrow as pa
 
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin
+from smallpond_mpi.execution.task.key_compare import cast_to, compared_as
 from smallpond_mpi.execution.task.output import copy_to_parquet, is_unknown, nothing_of, written_dataset
 from smallpond_mpi.execution.task.partition import Inputs
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
-from smallpond_mpi.execution.task.range_partition import compared_as
-from smallpond_mpi.execution.task.sort_key import SortKey, comparable
+from smallpond_mpi.execution.task.sort_key import InputKeys, SortKey
 from smallpond_mpi.io.arrow import concat, read_range, schema_of
 from smallpond_mpi.logical.dataset import DataSet, ParquetDataSet
 from smallpond_mpi.logical.dataset.sampling import row_groups_at, sampled_ranges
@@ -104,9 +104,8 @@ class SplitPointsTask(ExecSqlQueryMixin):
     def _rows_of_groups(self, dataset: ParquetDataSet, ranges: "list[RowRange]", size: int | None) -> pa.Table:
         """Rows drawn at random from some row groups, `size` in all, or all rows; with the columns that the key needs."""
         columns = dataset.columns or schema_of(ranges[0]).names
-        keys = [key.among(columns) for key in self.sort_keys]
-        are_columns = all(key.by in columns for key in keys)
-        names = list(dict.fromkeys(key.by for key in keys)) if are_columns else dataset.columns
+        keys = InputKeys.among(self.sort_keys, columns)
+        names = list(dict.fromkeys(keys.columns)) if keys.are_columns else dataset.columns
         if size is None:
             drawn = [(item.path, read_range(item, names)) for item in ranges]
         else:
@@ -124,16 +123,13 @@ class SplitPointsTask(ExecSqlQueryMixin):
 
     def _count_keys(self, conn: duckdb.DuckDBPyConnection, source: str, columns: Sequence[str]) -> int:
         """Make the table; returns how many rows `source` has."""
-        keys = [key.among(columns) for key in self.sort_keys]
-        values = [key.expression(columns) for key in keys]
-        types = conn.sql(source).types
-        forms = compared_as(conn, values, zip(columns, types, strict=True))
-        names = [f"p{number}" for number in range(len(keys))]
-        selected = ", ".join(
-            f"CAST({v} AS {form}) AS {name}" for v, form, name in zip(values, forms, names, strict=True)
-        )
+        keys = InputKeys.among(self.sort_keys, columns)
+        values = keys.values(keys.columns)
+        values = cast_to(compared_as(conn, values, columns, conn.sql(source).types), values)
+        names = [f"p{number}" for number in range(len(values))]
+        selected = ", ".join(f"{value} AS {name}" for value, name in zip(values, names, strict=True))
         query = (
-            f"CREATE TEMP TABLE {DISTINCT} AS SELECT *, row_number() OVER (ORDER BY {comparable(names, keys)}) - 1 AS position "
+            f"CREATE TEMP TABLE {DISTINCT} AS SELECT *, row_number() OVER (ORDER BY {keys.comparable(names)}) - 1 AS position "
             f"FROM (SELECT {', '.join(names)}, count(*) AS num_rows FROM (SELECT {selected} {source}) GROUP BY ALL)"
         )
         self.exec_query(conn, query)

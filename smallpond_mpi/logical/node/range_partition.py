@@ -136,7 +136,7 @@ class RangePartitionNode(PartitionNode):
         if npartitions not in (None, self.npartitions):
             count = len(self.split_points)
             raise self.invalid(f"{count} split points make {self.npartitions} partitions, not {npartitions}")
-        from smallpond_mpi.execution.task.range_partition import check_points  # DuckDB: only for who gives points
+        from smallpond_mpi.execution.task.key_compare import check_points  # DuckDB: only for who gives points
 
         try:
             check_points(self.split_points, self.sort_keys)

@@ -89,6 +89,15 @@ def test_columns_keep_their_types(ctx, parquet, how: str) -> None:
     assert output.to_arrow_table().to_pylist() == read.to_pylist()[::-1]
 
 
+def test_what_only_arrow_reads_as_it_is(ctx, parquet) -> None:
+    table = pa.table({"u": pa.array([bytes([n] * 16) for n in (3, 1, 2)], pa.uuid()), "k": [1, 2, 3], "K": [3, 2, 1]})
+    dataset = parquet(table)
+    for by in ("u", "k", "K"):
+        output = run(sorting(ctx, dataset, by)).to_arrow_table()
+        assert output.schema == dataset.to_arrow_table().schema
+        assert output.to_pylist() == sorted(table.to_pylist(), key=lambda row: row[by])
+
+
 def test_files_of_different_types(ctx, parquet, how: str) -> None:
     dataset = parquet({"k": pa.array([3, 1], pa.int8())}, {"k": pa.array([2, 1 << 40], pa.int64())})
     assert values(run(sorting(ctx, dataset, "k")), "k") == [1, 2, 3, 1 << 40]

@@ -1,17 +1,16 @@
-"""Readers of what is to be cut into partitions: rows with their keys, chunk by chunk ordered by partition.
+"""Readers of rows with their keys, batch by batch: for tasks that send rows to partitions, or sort them.
 
 DuckDB reads two to three times as fast as Arrow, and computes the keys on the way, but does not give every type back as Arrow reads it. Read by
 Arrow, DuckDB sees only what it needs for the keys.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
 
-from smallpond_mpi.execution.task.engine import translate_duckdb
-from smallpond_mpi.execution.task.row_partition import Chunk, RowPartitionTask
+from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin, translate_duckdb
 from smallpond_mpi.io.arrow import schema_of
 from smallpond_mpi.logical.dataset import ParquetDataSet
 from smallpond_mpi.logical.dataset.parquet_sql import reads_alike
@@ -22,15 +21,39 @@ if TYPE_CHECKING:
 
 KEYS = "__keys"
 
+KeyedRows = Generator[tuple[pa.RecordBatch, pa.Array | None], None, None]
+"""Batches with the key of each row; at least one, for its schema. None: there are no key columns."""
 
-def chunks_of(task: RowPartitionTask, dataset: "DataSet") -> Generator[Chunk, None, None]:
+
+class KeyedTask(ExecSqlQueryMixin):
+    """Base of tasks that look at a key of each row."""
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows that are read at a time."""
+        raise NotImplementedError(f"{type(self).__name__} does not define chunk_rows")
+
+    def key_columns(self, columns: Sequence[str]) -> list[str]:
+        """The columns that the key follows from, all of which are in `columns`; none if there is no key.
+
+        Raises:
+            ColumnNotFound: one is not there.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define key_columns()")
+
+    def key_expression(self, conn: duckdb.DuckDBPyConnection, names: Sequence[str], types: Sequence[Any]) -> str:
+        """The key of a row in SQL, given the names and DuckDB types that the key columns have on this connection. Asked for once an input."""
+        raise NotImplementedError(f"{type(self).__name__} does not define key_expression()")
+
+
+def keyed_rows(task: KeyedTask, dataset: "DataSet") -> KeyedRows:
     """The rows of a dataset by whoever reads them faster without changing a type."""
     if isinstance(dataset, ParquetDataSet) and not survives_duckdb(dataset):
-        return arrow_chunks(task, dataset)
-    return duckdb_chunks(task, dataset)
+        return read_by_arrow(task, dataset)
+    return read_by_duckdb(task, dataset)
 
 
-def duckdb_chunks(task: RowPartitionTask, dataset: "DataSet") -> Generator[Chunk, None, None]:
+def read_by_duckdb(task: KeyedTask, dataset: "DataSet") -> KeyedRows:
     """The rows of a dataset, read by DuckDB."""
     with task.connection() as conn:
         (view,) = task.create_input_views(conn, [dataset])
@@ -48,21 +71,21 @@ def duckdb_chunks(task: RowPartitionTask, dataset: "DataSet") -> Generator[Chunk
             found = False
             for rows in reader:
                 found = True
-                yield _ordered(task, rows, bool(names))
+                yield _apart(rows, bool(names))
             if not found:
-                yield _ordered(task, pa.RecordBatch.from_pylist([], reader.schema), bool(names))
+                yield _apart(pa.RecordBatch.from_pylist([], reader.schema), bool(names))
         except (duckdb.Error, pa.ArrowException, OSError) as error:
             raise translate_duckdb(error, query, [dataset]) from error
 
 
-def _ordered(task: RowPartitionTask, rows: pa.RecordBatch, has_key: bool) -> Chunk:
+def _apart(rows: pa.RecordBatch, has_key: bool) -> tuple[pa.RecordBatch, pa.Array | None]:
     if not has_key:
-        return task.ordered(rows, None)
+        return rows, None
     last = rows.num_columns - 1
-    return task.ordered(rows.select(list(range(last))), rows.column(last))
+    return rows.select(list(range(last))), rows.column(last)
 
 
-def arrow_chunks(task: RowPartitionTask, dataset: "DataSet") -> Generator[Chunk, None, None]:
+def read_by_arrow(task: KeyedTask, dataset: "DataSet") -> KeyedRows:
     """The rows of a dataset, read by Arrow."""
     reader = dataset.to_batch_reader(task.chunk_rows)
     names = task.key_columns(reader.schema.names)
@@ -71,18 +94,16 @@ def arrow_chunks(task: RowPartitionTask, dataset: "DataSet") -> Generator[Chunk,
         found = False
         for rows in reader:
             found = True
-            yield task.ordered(rows, keys and keys.of(rows))
+            yield rows, keys and keys.of(rows)
         if not found:
             empty = pa.RecordBatch.from_pylist([], reader.schema)
-            yield task.ordered(empty, keys and keys.of(empty))
+            yield empty, keys and keys.of(empty)
 
 
 class _Keys:
     """Computes the keys of batches that Arrow read."""
 
-    def __init__(
-        self, task: RowPartitionTask, conn: duckdb.DuckDBPyConnection, names: list[str], schema: pa.Schema
-    ) -> None:
+    def __init__(self, task: KeyedTask, conn: duckdb.DuckDBPyConnection, names: list[str], schema: pa.Schema) -> None:
         self._conn = conn
         self._names = names
         # To DuckDB columns that differ in case only are one.
