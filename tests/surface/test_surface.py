@@ -1,6 +1,6 @@
 """Our names, parameters and defaults are the contract's (contract.txt), but for the differences that differences.md gives a reason for.
 
-differences.md is what docs/coming_from_smallpond.md shows; awaited.txt lists what is still to be written.
+differences.md is what docs/coming_from_smallpond.md shows.
 """
 
 import re
@@ -28,11 +28,6 @@ def listed() -> dict[str, set[str]]:
     return found
 
 
-def awaited() -> set[str]:
-    lines = (HERE / "awaited.txt").read_text().splitlines()
-    return {line for line in lines if line and not line.startswith("#")}
-
-
 @pytest.fixture(scope="module")
 def found() -> dict[str, set[str]]:
     by_name: dict[str, set[str]] = {}
@@ -55,18 +50,13 @@ def test_every_line_of_the_contract_is_read() -> None:
 
 def test_each_difference_is_listed_with_its_reason(found: dict[str, set[str]]) -> None:
     here = listed()
-    unlisted = {name: what for name, what in found.items() if here.get(name) != what and name not in awaited()}
+    unlisted = {name: what for name, what in found.items() if here.get(name) != what}
     assert not unlisted, "list these in differences.md with the reason, or make them as the contract has them"
 
 
 def test_nothing_is_listed_that_does_not_differ(found: dict[str, set[str]]) -> None:
     gone = {name: what for name, what in listed().items() if found.get(name) != what}
     assert not gone, "these differ no longer, or in another way: correct differences.md"
-
-
-def test_what_is_awaited_has_not_come_yet(found: dict[str, set[str]]) -> None:
-    come = sorted(name for name in awaited() if found.get(name) != {ABSENT})
-    assert not come, "these are there: take them out of awaited.txt"
 
 
 def test_the_docs_show_the_table() -> None:
