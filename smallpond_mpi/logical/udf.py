@@ -129,6 +129,8 @@ class UDFContext:
     """Something that gives SQL more functions."""
 
     name: str
+    # Whether a connection must be one that loads extensions which DuckDB's makers did not sign.
+    needs_unsigned_extensions = False
 
     @abstractmethod
     def bind(self, conn: duckdb.DuckDBPyConnection) -> None:
@@ -192,7 +194,7 @@ class ExternalModuleContext(UDFContext):
 
     def __init__(self, name: str, module_path: str) -> None:
         self.name = name
-        self.module_path = module_path
+        self.module_path = os.path.abspath(module_path)
 
     def __repr__(self) -> str:
         return f"ExternalModuleContext({self.name!r}, {self.module_path!r})"
@@ -216,8 +218,13 @@ class ExternalModuleContext(UDFContext):
         if spec is None or spec.loader is None:
             suffixes = ", ".join(importlib.machinery.all_suffixes())
             raise InvalidArgument(f"{self.module_path!r} is no Python module; their names end in: {suffixes}")
-        if isinstance(spec.loader, importlib.machinery.ExtensionFileLoader) and module_name in sys.modules:
-            return sys.modules[module_name]  # an extension module can be loaded once
+        loaded = sys.modules.get(module_name)
+        if isinstance(spec.loader, importlib.machinery.ExtensionFileLoader) and loaded is not None:
+            if getattr(loaded, "__file__", None) != self.module_path:
+                raise InvalidArgument(
+                    f"can't load module {self.module_path!r}: another module is called {module_name!r}"
+                )
+            return loaded  # an extension module can be loaded once
         module = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
@@ -229,11 +236,16 @@ class ExternalModuleContext(UDFContext):
 
 
 class DuckDbExtensionContext(UDFContext):
-    """A `.duckdb_extension` file. One that DuckDB's makers did not sign needs a connection made with `allow_unsigned_extensions`."""
+    """A `.duckdb_extension` file; one that DuckDB's makers did not sign needs a connection made with `allow_unsigned_extensions`.
+
+    A task's connection is made so: who names the file wants it loaded.
+    """
+
+    needs_unsigned_extensions = True
 
     def __init__(self, name: str, extension_path: str) -> None:
         self.name = name
-        self.extension_path = extension_path
+        self.extension_path = os.path.abspath(extension_path)
 
     def __repr__(self) -> str:
         return f"DuckDbExtensionContext({self.name!r}, {self.extension_path!r})"

@@ -32,9 +32,15 @@ HARMLESS = frozenset({duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN}
 """Statements that leave an instance as it was."""
 
 
-def connect() -> duckdb.DuckDBPyConnection:
+def connect(unsigned_extensions: bool = False) -> duckdb.DuckDBPyConnection:
     """An instance of its own: in memory, without a place to spill to, one thread until it is told otherwise."""
-    return duckdb.connect(":memory:", config={"threads": 1, "temp_directory": "", "enable_external_file_cache": False})
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "threads": 1,
+        "temp_directory": "",
+        "enable_external_file_cache": False,
+        "allow_unsigned_extensions": unsigned_extensions,
+    }
+    return duckdb.connect(":memory:", config=config)
 
 
 class _Kept:
@@ -146,7 +152,7 @@ class ExecSqlQueryMixin(Task):
         alone = (
             bool(udfs) or self.enable_temp_directory or self.ctx.enable_profiling or not all(map(is_harmless, queries))
         )
-        conn = connect() if alone else kept_cursor()
+        conn = connect(any(udf.needs_unsigned_extensions for udf in udfs)) if alone else kept_cursor()
         try:
             try:
                 self._prepare_connection(conn, alone)
