@@ -54,11 +54,11 @@ def texts(given: Any, name: str) -> list[str]:
     return found
 
 
-def text(given: Any, name: str) -> str:
-    """An SQL query or expression."""
+def text(given: Any, name: str, keep_space: bool = False) -> str:
+    """An SQL query or expression; with `keep_space` white space alone is something too."""
     if not isinstance(given, str):
         raise WrongType(f"{name} must be a text, not {shown(given)}")
-    if not given.strip():
+    if not (given if keep_space else given.strip()):
         raise InvalidArgument(f"{name} is empty")
     return given
 

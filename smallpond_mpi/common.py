@@ -89,6 +89,10 @@ class InvalidQuery(BadInput, ValueError):
     """DuckDB refused an SQL statement; the message shows it."""
 
 
+class UnknownColumn(InvalidQuery, ColumnNotFound):
+    """SQL names a column that its input doesn't have; the message lists those that there are."""
+
+
 class UnpairedPartitions(BadInput, ValueError, AssertionError):
     """Partitions of a node's inputs can't be paired. (Also an AssertionError: scripts written for smallpond catch that.)"""
 

@@ -1,11 +1,10 @@
 """DataFrame: a lazy table, cut into partitions. Each operation makes a node of the logical plan; `compute` and what needs rows run it."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from smallpond_mpi import arguments
-from smallpond_mpi.common import DATA_PARTITION_COLUMN_NAME, DEFAULT_BATCH_SIZE, BadInput, InvalidArgument, WrongType
+from smallpond_mpi.common import DATA_PARTITION_COLUMN_NAME, DEFAULT_BATCH_SIZE, InvalidArgument, WrongType
 from smallpond_mpi.execution.task.sort_key import sort_keys
 from smallpond_mpi.logical.dataset import (
     ArrowTableDataSet,
@@ -15,26 +14,25 @@ from smallpond_mpi.logical.dataset import (
     PandasDataSet,
     ParquetDataSet,
 )
+from smallpond_mpi.logical.dataset.sniffing import csv_schema, json_schema
 from smallpond_mpi.logical.expressions import says_rows_alone
 from smallpond_mpi.logical.node import (
     ArrowBatchNode,
     ArrowComputeNode,
-    ConsolidateNode,
-    DataSinkNode,
     DataSourceNode,
     EvenlyDistributedPartitionNode,
     HashPartitionNode,
     LimitNode,
     Node,
-    ProjectionNode,
     SortNode,
     SqlEngineNode,
-    UnionNode,
 )
 from smallpond_mpi.logical.node.sort import cut_for_sort
-from smallpond_mpi.relations import Relations
+from smallpond_mpi.logical.relational import checked
+from smallpond_mpi.results import Results, reading_rows_of
 from smallpond_mpi.rows import ExplodeRows, FilterRows, MapBatches, MapRows, ShuffleRows
 from smallpond_mpi.session import SessionBase
+from smallpond_mpi.writing import Writing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,9 +44,24 @@ Row = dict[str, Any]
 class Session(SessionBase):
     """A job: makes DataFrames and runs them. `smallpond_mpi.init()` gives one."""
 
-    def read_csv(self, paths: str | list[str], schema: dict[str, str], delim: str = ",") -> "DataFrame":
-        """CSV files; `schema` gives the DuckDB type of each column, in order."""
-        return self._source(CsvDataSet(arguments.absolute_paths(paths), arguments.column_types(schema), delim))
+    def read_csv(
+        self,
+        paths: str | list[str],
+        schema: dict[str, str] | None = None,
+        delim: str = ",",
+        header: bool | None = None,
+    ) -> "DataFrame":
+        """CSV files.
+
+        Args:
+            schema: the DuckDB type of each column, in order. None: DuckDB finds them in the first rows of the first files.
+            header: whether the first line of each file is not data. None: no, or, without a schema, as it looks.
+        """
+        files = arguments.absolute_paths(paths)
+        if schema is None:
+            found = csv_schema(files, arguments.text(delim, "delim", keep_space=True), header)
+            return self._source(CsvDataSet(files, found.schema, delim, header=found.header))
+        return self._source(CsvDataSet(files, arguments.column_types(schema), delim, header=bool(header)))
 
     def read_parquet(
         self,
@@ -67,9 +80,11 @@ class Session(SessionBase):
             )
         )
 
-    def read_json(self, paths: str | list[str], schema: dict[str, str]) -> "DataFrame":
-        """Newline-delimited JSON files; `schema` gives the DuckDB type of each column."""
-        return self._source(JsonDataSet(arguments.absolute_paths(paths), arguments.column_types(schema)))
+    def read_json(self, paths: str | list[str], schema: dict[str, str] | None = None) -> "DataFrame":
+        """Newline-delimited JSON files; `schema` gives the DuckDB type of each column. None: DuckDB finds them in the first rows."""
+        files = arguments.absolute_paths(paths)
+        columns = json_schema(files).schema if schema is None else arguments.column_types(schema)
+        return self._source(JsonDataSet(files, columns))
 
     def from_items(self, items: list[Any]) -> "DataFrame":
         """Rows from a list: dicts are rows, anything else becomes the column `item`."""
@@ -107,7 +122,7 @@ class Session(SessionBase):
         return DataFrame(self, DataSourceNode(self._ctx, dataset))
 
 
-class DataFrame(Relations):
+class DataFrame(Results, Writing):
     """A table, lazily: partitions of it are computed when rows are asked for, once a session.
 
     All operations take the settings of the node they make as keyword arguments (`cpu_limit`, `memory_limit` in bytes, `gpu_limit` where
@@ -120,10 +135,6 @@ class DataFrame(Relations):
         self.plan = plan
         if recompute:
             session._forget(plan)
-
-    def __repr__(self) -> str:
-        state = "computed" if self.is_computed() else "not computed"
-        return f"DataFrame({type(self.plan).__name__} of {self.plan.location}, {self.plan.num_partitions} partitions, {state})"
 
     def is_computed(self) -> bool:
         """Whether the rows are there already."""
@@ -257,19 +268,6 @@ class DataFrame(Relations):
 
     # results
 
-    def write_parquet(self, path: str) -> None:
-        """Write Parquet files into a directory, which appears whole or not at all.
-
-        Raises:
-            OutputExists: files of others are there.
-        """
-        self.write_parquet_lazy(path).compute()
-
-    def write_parquet_lazy(self, path: str) -> "DataFrame":
-        """As write_parquet, when the returned DataFrame is computed (or waited for)."""
-        files = self if _is_parquet(self.plan) else self._sql("select * from {0}")
-        return files._then(DataSinkNode, output_path=arguments.absolute_path(path), type="link_or_copy")
-
     def count(self) -> int:
         """Number of rows."""
         datasets = self._datasets()
@@ -320,28 +318,11 @@ class DataFrame(Relations):
         assert isinstance(made.plan, SqlEngineNode)
         made.plan.is_by_row = says_rows_alone(expressions)
         made.plan.is_filter = is_filter
+        checked(made.plan)
         return made
 
     def _then(self, kind: Callable[..., Node], **kwargs: Any) -> "DataFrame":
         return self.session._frame(kind, (self.plan,), **kwargs)
-
-
-def _is_parquet(plan: Node) -> bool:
-    """Whether a node's output files are Parquet: all are, but for CSV and JSON sources and what only regroups their files."""
-    if isinstance(plan, DataSourceNode):
-        return not isinstance(plan.dataset, (CsvDataSet, JsonDataSet))
-    if isinstance(plan, (EvenlyDistributedPartitionNode, ConsolidateNode, ProjectionNode, UnionNode)):
-        return all(map(_is_parquet, plan.input_deps))
-    return True
-
-
-@contextmanager
-def reading_rows_of(plan: Node) -> Iterator[None]:
-    """What rank 0 finds wrong with files that it reads itself is told with the line that they come from."""
-    try:
-        yield
-    except BadInput as error:
-        raise type(error)(f"{error}\n  found in the rows of {type(plan).__name__} of {plan.location}") from error
 
 
 def _plan_of(df: Any) -> Node:

@@ -3,6 +3,7 @@
 SQL expressions are texts or DuckDB's own Expression objects. Column names in them are matched as DuckDB does it, without regard to case.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -143,8 +144,8 @@ class Relations:
         self, method: str, given: Sequence[Any], named: Mapping[str, Any], takes_settings: bool = True
     ) -> tuple[list[Expression], dict[str, Any]]:
         """Expressions, and what of the named ones are settings of the node (numbers and the like: expressions are not)."""
-        settings = {name: value for name, value in named.items() if takes_settings and not _is_expression(value)}
-        arguments.check_settings(SqlEngineNode, settings)
+        known = inspect.signature(SqlEngineNode).parameters if takes_settings else ()
+        settings = {name: value for name, value in named.items() if name in known and not _is_expression(value)}
         schema = schema_of(self.plan)
         items = expressions(given, {n: e for n, e in named.items() if n not in settings}, list(schema or ()))
         if not items:

@@ -43,9 +43,7 @@ class SessionBase:
         if self._job.is_closed:
             raise InvalidArgument("the session was shut down: call init() again")
         self._asked_for.update(dict.fromkeys(plans))
-        # What is computed already stays as it is; SQL on SQL of what isn't becomes one query.
-        planned = {node for node in topological(plans) if self._planner.is_planned(node)}
-        groups = [self._planner.plan_node(plan) for plan in Optimizer(planned, self._computed).plans(plans)]
+        groups = [self._planner.plan_node(plan) for plan in self._optimized(plans)]
         nodes = {node.id: node for node in topological(plans)}
         try:
             ran = self._job.run([task for group in groups for task in group], nodes)
@@ -54,6 +52,11 @@ class SessionBase:
             raise
         self._measure(nodes, ran)
         return [[task.output for task in group] for group in groups]
+
+    def _optimized(self, plans: Sequence[Node]) -> list[Node]:
+        """The plans as they run: what is computed already stays as it is, SQL on SQL of what isn't becomes one query."""
+        planned = {node for node in topological(plans) if self._planner.is_planned(node)}
+        return Optimizer(planned, self._computed).plans(plans)
 
     def _measure(self, nodes: dict[NodeId, Node], tasks: Sequence[Task]) -> None:
         """Give each node what its tasks measured."""

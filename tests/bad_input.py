@@ -331,7 +331,7 @@ class BadInput:
         )
         done = self.launch([script])
         rows = [{"a": 2}, {"a": 4}, {"a": 6}]
-        assert done.stdout == 3 * "InvalidQuery True\n" + f"{rows} 2\n3\n", done.stderr
+        assert done.stdout == 2 * "InvalidQuery True\n" + f"UnknownColumn True\n{rows} 2\n3\n", done.stderr
         assert done.returncode == 0
 
     @pytest.mark.parametrize("to", ["group", "launcher"])

@@ -57,9 +57,9 @@ class Lowering:
 
     def whole(self, node: Node) -> Node:
         """A node's output as one partition; no data is moved."""
-        return (
-            node if shapes([node])[node].num_partitions == 1 else self._made(ConsolidateNode(node.ctx, node, []), node)
-        )
+        shape = shapes([node])[node]
+        is_whole = not shape.dims and shape.copies == 1
+        return node if is_whole else self._made(ConsolidateNode(node.ctx, node, []), node)
 
     def _all_together(self, node: KeyedSqlNode, inputs: Sequence[Node], sizes: Sequence[float]) -> SqlEngineNode:
         """One partition, of what is left after the first query, which runs in parts."""

@@ -5,7 +5,7 @@ checked when it runs.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from smallpond_mpi.common import ColumnNotFound, InvalidArgument, WrongType
 from smallpond_mpi.execution.task.partition_key import canonical_type
@@ -24,7 +24,9 @@ from smallpond_mpi.logical.node.base import Node, shapes, topological
 from smallpond_mpi.logical.node.keyed import KeyedSqlNode, Side
 from smallpond_mpi.logical.node.reshape import ConsolidateNode, UnionNode
 from smallpond_mpi.logical.node.sql import SqlEngineNode
-from smallpond_mpi.logical.schema import Schema, bound, bound_query, no_column, schema_of
+from smallpond_mpi.logical.schema import Schema, bound, bound_query, no_column, refuse_twice, schema_of
+
+SqlNode = TypeVar("SqlNode", bound=SqlEngineNode)
 
 KEY = "__key"
 """What the names of columns with computed keys begin with."""
@@ -41,11 +43,11 @@ HOWS: Mapping[str, tuple[str, tuple[bool, bool]]] = {
 """DuckDB's word for each kind of join, and which side each partition of the other may meet as a whole."""
 
 
-def checked(node: SqlEngineNode) -> SqlEngineNode:
+def checked(node: SqlNode) -> SqlNode:
     """The node, whose query fits its inputs as far as these are known.
 
     Raises:
-        ColumnNotFound, InvalidQuery: it does not. InvalidArgument: two columns of the result have one name.
+        UnknownColumn, InvalidQuery: it does not. InvalidArgument: two columns of the result have one name.
     """
     bound(node)
     return node
@@ -79,23 +81,7 @@ def items_shown(items: Iterable[Expression], which: Any) -> str:
 def by_row(node: Node, select_list: str, is_pure: bool, settings: Mapping[str, Any]) -> SqlEngineNode:
     made = SqlEngineNode(node.ctx, (node,), f"SELECT {select_list} FROM {{0}}", **settings)
     made.is_by_row = is_pure
-    check_distinct_names(checked(made))
-    return made
-
-
-def check_distinct_names(node: SqlEngineNode) -> None:
-    """Refuse two columns of one name. (DuckDB tells names apart without regard to upper and lower case.)"""
-    schema = schema_of(node)
-    if schema is not None:
-        refuse_twice(node, schema)
-
-
-def refuse_twice(node: Node, names: Iterable[str]) -> None:
-    seen: dict[str, str] = {}
-    for name in names:
-        other = seen.setdefault(name.lower(), name)
-        if other is not name:
-            raise node.invalid(f"two columns would be called {other!r} and {name!r}: give one of them another name")
+    return checked(made)
 
 
 def with_columns(
@@ -120,8 +106,7 @@ def with_columns(
     query = f"SELECT {select_list} FROM {{0}}"
     keys = there(_window_key(windows, key), schema_of(node), "the key of with_columns")
     made = KeyedSqlNode(node.ctx, (node,), query, sides=[Side(tuple(keys))], **settings)
-    check_distinct_names(checked(made))
-    return made
+    return checked(made)
 
 
 def _replaced(items: Sequence[Expression], schema: Schema | None) -> str:
@@ -257,7 +242,7 @@ def _joined_columns(
             continue
         given = f"{name}{suffix}" if name.lower() in taken else name
         found.append((f"__r.{quote_name(name)}", given))
-    refuse_twice(node, [name for _, name in found])
+    refuse_twice([name for _, name in found], node)
     return ", ".join(f"{sql} AS {quote_name(name)}" for sql, name in found)
 
 
@@ -290,7 +275,7 @@ def aggregated(
                 f"agg: {item.sql!r} is no aggregate: use such as sum(...), or make it a key of the group"
             )
     names = [item.name for item in (*keys, *aggregates)]
-    refuse_twice(node, names)
+    refuse_twice(names, node)
     schema = schema_of(node)
     count = len(keys)
     groups = f" GROUP BY {', '.join(str(number + 1) for number in range(count))}" if count else ""

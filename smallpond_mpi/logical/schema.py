@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import duckdb
 import pyarrow as pa
 
-from smallpond_mpi.common import DATA_PARTITION_COLUMN_NAME, BadInput, ColumnNotFound, InvalidQuery
+from smallpond_mpi.common import DATA_PARTITION_COLUMN_NAME, BadInput, InvalidArgument, InvalidQuery, UnknownColumn
 from smallpond_mpi.execution.task.sql import format_query
 from smallpond_mpi.io.resolve import files_in
 from smallpond_mpi.logical.dataset import (
@@ -220,7 +220,7 @@ def bound(node: SqlEngineNode) -> Schema | None:
     """The columns that a node's query gives, with the types that it computes. None if that can't be known without running it.
 
     Raises:
-        ColumnNotFound, InvalidQuery: the query does not fit its inputs.
+        UnknownColumn, InvalidQuery: the query does not fit its inputs.
     """
     schemas = [schema_of(dep) if dep not in _known else _known[dep] for dep in node.input_deps]
     if len(node.sql_queries) != 1 or type(node).spawn is not SqlEngineNode.spawn or "spawn" in node.__dict__:
@@ -244,6 +244,7 @@ def bound_query(
             if len(statements) != 1 or statements[0].type is not duckdb.StatementType.SELECT:
                 return None
             relation = conn.sql(text)
+            refuse_twice(relation.columns, node)
             return dict(zip(relation.columns, relation.types, strict=True))
         except (duckdb.BinderException, duckdb.ParserException, duckdb.CatalogException) as error:
             raise told(error, query, tables, node) from None
@@ -270,6 +271,19 @@ def create_tables(conn: duckdb.DuckDBPyConnection, schemas: Iterable[Schema]) ->
         conn.execute(f"CREATE OR REPLACE TEMP TABLE __columns_{index} ({columns})").fetchall()
 
 
+def refuse_twice(names: Iterable[str], node: Node | None) -> None:
+    """Refuse two columns of one name. (DuckDB tells names apart without regard to upper and lower case.)"""
+    seen: dict[str, str] = {}
+    for name in names:
+        if name.lower() in seen:
+            where = "" if node is None else f" ({type(node).__name__} at {node.location})"
+            first = seen[name.lower()]
+            raise InvalidArgument(
+                f"two columns would be called {first!r} and {name!r}: give one of them another name{where}"
+            )
+        seen[name.lower()] = name
+
+
 NO_COLUMN = re.compile(
     r'Referenced column "(?P<a>(?:[^"]|"")+)" not found'
     r'|does not have a column named "(?P<b>(?:[^"]|"")+)"'
@@ -285,7 +299,7 @@ def told(error: Exception, query: str, schemas: Sequence[Schema], node: Node | N
     if found is not None:
         name = next(part for part in found.groups() if part is not None).replace('""', '"')
         columns = [column for schema in schemas for column in schema]
-        return ColumnNotFound(f"{no_column(name, columns)}{where}\nin the query: {query}")
+        return UnknownColumn(f"{no_column(name, columns)}{where}\nin the query: {query}")
     return InvalidQuery(f"{text}{where}\nin the query: {query}")
 
 

@@ -128,6 +128,8 @@ LAYERS: list[tuple[str, list[str], set[str]]] = [
         [
             "dataframe",
             "relations",
+            "results",
+            "writing",
             "arguments",
             "rows",
             "contrib.*",

@@ -5,6 +5,8 @@
     a directory that was there       files by rename, the manifest last
     anything of others               an error
 
+Mode `overwrite` changes places with whatever is there, `append` adds its files to it, the manifest that names them all last.
+
 A repeat, after a death at any step, does the same again: the files keep their names.
 """
 
@@ -13,6 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 from smallpond_mpi.common import OutputExists, OutputUnusable
 from smallpond_mpi.faults import fault_point
@@ -21,17 +24,26 @@ from smallpond_mpi.io.exchange import exchange, sync
 MANIFEST_FILENAME = ".MANIFEST.txt"
 
 
-def publish(stage: str, output_path: str, job_id: str) -> None:
-    """Make what lies in `stage` (files, the manifest, perhaps a mark) the content of the output path.
+SinkMode = Literal["error", "overwrite", "append"]
+
+
+def publish(stage: str, output_path: str, job_id: str, mode: SinkMode = "error") -> None:
+    """Make what lies in `stage` (files, the manifest, perhaps a mark) the content of the output path, or add it.
 
     Raises:
         OutputExists: files of others are there.
     """
     sync(stage)
     if not _appear(stage, output_path):
-        check_no_foreign_files(output_path, job_id)
-        if not _replace_earlier(stage, output_path):
-            _move_in(stage, output_path, job_id)
+        match mode:
+            case "overwrite":
+                _replace_all(stage, output_path)
+            case "append":
+                _add(stage, output_path)
+            case "error":
+                check_no_foreign_files(output_path, job_id)
+                if not _replace_earlier(stage, output_path):
+                    _move_in(stage, output_path, job_id)
     sync(os.path.dirname(output_path))
     fault_point("publish.done")
 
@@ -56,6 +68,11 @@ def _replace_earlier(stage: str, output_path: str) -> bool:
         return False
     if stage.startswith(output_path + os.sep) or not _has_files(stage):
         return False
+    _change_places(stage, output_path)
+    return True
+
+
+def _change_places(stage: str, output_path: str) -> None:
     shutil.copystat(output_path, stage)
     fault_point("publish.replace")
     if not exchange(stage, output_path):
@@ -63,7 +80,45 @@ def _replace_earlier(stage: str, output_path: str) -> bool:
         os.rename(output_path, aside)
         fault_point("publish.aside")
         os.rename(stage, output_path)
-    return True
+
+
+def _replace_all(stage: str, output_path: str) -> None:
+    """Change places with whatever is there. Where the stage lies inside, files are moved in, and what was there goes after the manifest."""
+    if not stage.startswith(output_path + os.sep):
+        # A repeat finds its own result there, which is as good as any.
+        _change_places(stage, output_path)
+        return
+    staged = files_below(stage)
+    before = [name for name in files_below(output_path) if not name.startswith(".staging" + os.sep)]
+    _add(stage, output_path, keep_listed=False)
+    _remove(output_path, set(before) - set(staged))
+
+
+def _add(stage: str, output_path: str, keep_listed: bool = True) -> None:
+    """File by file, the manifest last, which lists what it did before too. A repeat finds its own files, and they are the same."""
+    manifest = os.path.join(output_path, MANIFEST_FILENAME)
+    before = listed(manifest) if keep_listed else []
+    for name in files_below(stage):
+        if name != MANIFEST_FILENAME:
+            target = os.path.join(output_path, name)
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            os.replace(os.path.join(stage, name), target)
+            fault_point("publish.file")
+    staged = os.path.join(stage, MANIFEST_FILENAME)
+    write_text(staged, "".join(f"{path}\n" for path in dict.fromkeys([*before, *listed(staged)])))
+    os.replace(staged, manifest)
+    fault_point("publish.manifest")
+    sync(output_path)
+
+
+def files_below(directory: str) -> list[str]:
+    """The files in a directory and in those below it, by their paths within it, sorted."""
+    found = [
+        os.path.relpath(os.path.join(place, name), directory)
+        for place, _, names in os.walk(directory)
+        for name in names
+    ]
+    return sorted(found)
 
 
 def _has_files(stage: str) -> bool:
@@ -74,7 +129,7 @@ def _has_files(stage: str) -> bool:
 def _move_in(stage: str, output_path: str, job_id: str) -> None:
     """File by file, the manifest last. What other files this job left there, whole results or parts of them, goes."""
     mark = mark_of(job_id)
-    names = [name for name in sorted(os.listdir(stage)) if name not in (MANIFEST_FILENAME, mark)]
+    names = [name for name in files_below(stage) if name not in (MANIFEST_FILENAME, mark)]
     before = _own_files(output_path, job_id)
     if names:
         _mark_published(stage, output_path, job_id, before)
@@ -84,7 +139,9 @@ def _move_in(stage: str, output_path: str, job_id: str) -> None:
     if not had_result:
         _remove(output_path, obsolete)
     for name in names:
-        os.replace(os.path.join(stage, name), os.path.join(output_path, name))
+        target = os.path.join(output_path, name)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        os.replace(os.path.join(stage, name), target)
         fault_point("publish.file")
     os.replace(os.path.join(stage, MANIFEST_FILENAME), manifest)
     fault_point("publish.manifest")
@@ -126,9 +183,9 @@ def _own_files(directory: str, job_id: str) -> set[str]:
 # names
 
 
-def distinct_names(paths: Sequence[str]) -> list[str]:
-    """File names, kept unless two are alike: then the later ones get a number before their suffix."""
-    bases = [os.path.basename(path) for path in paths]
+def distinct_names(paths: Sequence[str], num_dirs: int = 0) -> list[str]:
+    """File names, with so many of the directories above them, kept unless two are alike: then the later ones get a number before their suffix."""
+    bases = [os.sep.join(path.split(os.sep)[-1 - num_dirs :]) for path in paths]
     taken = set(bases)
     used: set[str] = set()
     numbers: dict[str, int] = {}
@@ -234,7 +291,7 @@ def _foreign_entries(directory: str, job_id: str) -> Iterator[str]:
 
 def _holds_only_ours(directory: str, job_id: str) -> bool:
     """Whether a node's output directory ({name}/{job_id}.{attempt}) holds results of this job alone."""
-    names = os.listdir(directory)
+    names = files_below(directory)
     return bool(names) and all(job_id in name for name in names)
 
 

@@ -22,6 +22,7 @@ from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.execution.task.publish import (
     MANIFEST_FILENAME,
+    SinkMode,
     check_can_be_made,
     check_no_foreign_files,
     distinct_names,
@@ -45,10 +46,13 @@ class DataSinkTask(Task):
     """Collects the files of its inputs for `output_path`, or publishes what others collected.
 
     `type` link hard-links (to another mount: symlinks), copy copies, link_or_copy links or, across mounts, copies, manifest takes the files
-    where they are. A dataset that is not whole Parquet files (rows of a file, slices of a shuffle) is written out.
+    where they are. `mode` says what becomes of what is there already: an error, it is replaced as a whole, or it stays beside what is added.
+    Files keep the `num_dirs` directories that they lie in. A dataset that is not whole Parquet files (rows of a file, slices of a shuffle) is written out.
     """
 
     manifest_filename = MANIFEST_FILENAME
+    mode: SinkMode = "error"
+    num_dirs = 0
 
     def __init__(
         self,
@@ -59,6 +63,8 @@ class DataSinkTask(Task):
         type: DataSinkType = "link_manifest",
         manifest_only: bool = False,
         is_final_node: bool = False,
+        mode: SinkMode = "error",
+        num_dirs: int = 0,
     ) -> None:
         super().__init__(ctx, input_deps, partition_infos)
         if not os.path.isabs(output_path):
@@ -67,6 +73,10 @@ class DataSinkTask(Task):
         self._temp_output = False
         self.type: DataSinkType = "manifest" if manifest_only else type
         self.is_final_node = is_final_node
+        if mode != "error":
+            self.mode = mode
+        if num_dirs:
+            self.num_dirs = num_dirs
         self.publishes = self.type in ("link_manifest", "manifest")
         # Directories that go when this attempt is accepted.
         self.obsolete_paths: list[str] = []
@@ -153,7 +163,8 @@ class DataSinkTask(Task):
 
     def check_before_run(self) -> None:
         if self.publishes:
-            check_no_foreign_files(self.output_path, str(self.ctx.job_id))
+            if self.mode == "error":
+                check_no_foreign_files(self.output_path, str(self.ctx.job_id))
             check_can_be_made(self.output_path)
 
     # collecting
@@ -170,7 +181,7 @@ class DataSinkTask(Task):
         sources = dataset.resolved_paths
         if self.type == "manifest" or all(path.startswith(staging) for path in sources):
             return dataset
-        targets = [os.path.join(self.runtime_output_abspath, name) for name in distinct_names(sources)]
+        targets = [os.path.join(self.runtime_output_abspath, name) for name in distinct_names(sources, self.num_dirs)]
         list(pool.map(self._place, sources, targets))
         return dataset.renamed(targets)
 
@@ -180,6 +191,8 @@ class DataSinkTask(Task):
         return copy_dataset(self, dataset, f"{self.output_filename}-{index}.parquet")
 
     def _place(self, source: str, target: str) -> None:
+        if self.num_dirs:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # left by an attempt of the same name: a replay by hand
             os.unlink(target)
         if self.type == "copy" or not _link(source, target):
@@ -201,7 +214,7 @@ class DataSinkTask(Task):
         placed: dict[str, str] = {}
         final: list[str] = []
         sources = dataset.resolved_paths
-        for name, source in zip(distinct_names(sources), sources, strict=True):
+        for name, source in zip(distinct_names(sources, self.num_dirs), sources, strict=True):
             if self.type == "manifest" and not source.startswith(self._sink_staging + os.sep):
                 final.append(source)  # it stays where it is, unlike what was written out for lack of a file of its own
                 continue
@@ -218,7 +231,7 @@ class DataSinkTask(Task):
             write_mark(stage, job_id, marked)
         write_text(os.path.join(stage, self.manifest_filename), "".join(f"{path}\n" for path in final))
         fault_point("publish.staged")
-        publish(stage, self.output_path, job_id)
+        publish(stage, self.output_path, job_id, self.mode)
         self.dataset = dataset.renamed(final)
 
 
@@ -254,6 +267,7 @@ def _is_of_whole_files(dataset: "DataSet") -> bool:
 
 def _second_name(source: str, target: str) -> None:
     """Another name for a file in staging, so that publishing can be repeated; a copy where the file system has no links."""
+    os.makedirs(os.path.dirname(target), exist_ok=True)
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError:

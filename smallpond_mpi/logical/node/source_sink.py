@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from smallpond_mpi.execution.context import RuntimeContext
     from smallpond_mpi.execution.task.base import Task
     from smallpond_mpi.execution.task.partition_info import PartitionInfo
+    from smallpond_mpi.execution.task.publish import SinkMode
     from smallpond_mpi.logical.dataset import DataSet
 
 DataSinkType = Literal["link", "copy", "link_or_copy", "manifest"]
@@ -48,6 +49,9 @@ class DataSinkNode(Node):
             `manifest` only writes a list of the files.
         manifest_only: the same as type `manifest`.
         is_final_node: the output is the job's result.
+        mode: what becomes of what is at the output path already: `error` (what this job itself put there is replaced), `overwrite` (all of
+            it is replaced), `append` (it stays, and its manifest lists the new files too).
+        num_dirs: how many of the directories that a file lies in it keeps.
     """
 
     visit_method = "visit_data_sink_node"
@@ -60,6 +64,8 @@ class DataSinkNode(Node):
         type: DataSinkType = "link",
         manifest_only: bool = False,
         is_final_node: bool = False,
+        mode: "SinkMode" = "error",
+        num_dirs: int = 0,
     ) -> None:
         super().__init__(ctx, input_deps, output_path=output_path)
         if output_path is None:
@@ -71,6 +77,10 @@ class DataSinkNode(Node):
         self.output_path: str = os.path.normpath(output_path)
         self.type: DataSinkType = "manifest" if manifest_only else type
         self.is_final_node = is_final_node
+        if mode not in ("error", "overwrite", "append"):
+            raise self.invalid(f"mode must be error, overwrite or append, not {mode!r}")
+        self.mode = mode
+        self.num_dirs = num_dirs
 
     @property
     def manifest_only(self) -> bool:
@@ -93,6 +103,8 @@ class DataSinkNode(Node):
             self.output_path,
             type="manifest" if self.manifest_only else "link_manifest",
             is_final_node=self.is_final_node,
+            mode=self.mode,
+            num_dirs=self.num_dirs,
         )
 
     def create_collect_task(
@@ -101,7 +113,9 @@ class DataSinkNode(Node):
         """A task that puts the files of one partition into staging beside the output path: copies, links, or rows written out."""
         from smallpond_mpi.execution.task.sink import DataSinkTask
 
-        return DataSinkTask(runtime_ctx, input_deps, partition_infos, self.output_path, type=self.type)
+        return DataSinkTask(
+            runtime_ctx, input_deps, partition_infos, self.output_path, type=self.type, num_dirs=self.num_dirs
+        )
 
 
 class RootNode(Node):

@@ -1,0 +1,73 @@
+"""The schema of CSV and JSON files, found by DuckDB where the user gives none: from the first rows of some of the files."""
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import duckdb
+
+from smallpond_mpi.common import CorruptInput, InputNotFound
+from smallpond_mpi.io.resolve import resolve
+from smallpond_mpi.logical.dataset.base import connect
+from smallpond_mpi.logical.dataset.errors import translate
+from smallpond_mpi.logical.dataset.quoting import quote_path, quote_paths, quote_text
+
+MAX_FILES = 16
+"""Files that are looked into."""
+ISO_FORMATS = (None, "", "%Y-%m-%d", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S.%f")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """DuckDB type of each column, in order, and for CSV whether the first line names them."""
+
+    schema: dict[str, str]
+    header: bool = False
+
+
+def csv_schema(paths: Sequence[str], delim: str, header: bool | None) -> Found:
+    """What CSV files hold. Dates that are not written as in ISO 8601 are taken for text.
+
+    Raises:
+        InputNotFound: there is no file. CorruptInput: no columns can be found in it.
+    """
+    files = _files(paths)
+    given = f"delim = {quote_text(delim)}" + ("" if header is None else f", header = {str(header).lower()}")
+    query = f"SELECT HasHeader, DateFormat, TimestampFormat FROM sniff_csv({quote_path(files[0])}, {given})"
+    with closing(connect(1)) as conn:
+        ((has_header, *formats),) = _rows(conn, query, files[0])
+        options = f"delim = {quote_text(delim)}, header = {str(bool(has_header)).lower()}, hive_partitioning = false"
+        columns = _rows(conn, f"DESCRIBE SELECT * FROM read_csv({quote_paths(files)}, {options})", files[0])
+    is_iso = dict(zip(("DATE", "TIMESTAMP"), (one in ISO_FORMATS for one in formats), strict=True))
+    schema = {name: str(kind) if is_iso.get(str(kind), True) else "VARCHAR" for name, kind, *_ in columns}
+    return Found({str(name): kind for name, kind in schema.items()}, bool(has_header))
+
+
+def json_schema(paths: Sequence[str]) -> Found:
+    """What files of JSON objects, one a line, hold.
+
+    Raises:
+        InputNotFound: there is no file. CorruptInput: no columns can be found in it.
+    """
+    files = _files(paths)
+    with closing(connect(1)) as conn:
+        options = "format = 'newline_delimited', hive_partitioning = false"
+        columns = _rows(conn, f"DESCRIBE SELECT * FROM read_json({quote_paths(files)}, {options})", files[0])
+    return Found({str(name): str(kind) for name, kind, *_ in columns})
+
+
+def _files(paths: Sequence[str]) -> list[str]:
+    files = resolve(list(paths), False)[:MAX_FILES]
+    if not files:
+        raise InputNotFound(f"no file to find the columns in: {', '.join(paths)}; give a schema if that is right")
+    return files
+
+
+def _rows(conn: duckdb.DuckDBPyConnection, query: str, path: str) -> list[tuple[object, ...]]:
+    try:
+        rows: list[tuple[object, ...]] = conn.execute(query).fetchall()
+    except duckdb.IOException as error:
+        raise translate(error, query) from error
+    except duckdb.Error as error:
+        raise CorruptInput(f"no columns can be found in {path!r}: {error}; say what they are by schema=") from error
+    return rows

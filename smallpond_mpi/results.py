@@ -1,0 +1,149 @@
+"""How one looks at a DataFrame: batches, tables on the screen, statistics, the plan. And what a notebook shows, without computing anything."""
+
+import html
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from smallpond_mpi import arguments
+from smallpond_mpi.common import DEFAULT_BATCH_SIZE, BadInput, InvalidArgument
+from smallpond_mpi.logical import relational
+from smallpond_mpi.logical.dataset.quoting import quote_name, quote_text
+from smallpond_mpi.logical.expressions import template
+from smallpond_mpi.logical.node import LogicalPlan, Node
+from smallpond_mpi.logical.schema import schema_of
+from smallpond_mpi.relations import Relations
+
+if TYPE_CHECKING:
+    import pyarrow as arrow
+
+    from smallpond_mpi.dataframe import DataFrame
+
+SHOWN_WIDTH = 40
+NUMBERS = frozenset({"tinyint", "smallint", "integer", "bigint", "utinyint", "usmallint", "uinteger", "ubigint"}) | {
+    "float",
+    "double",
+    "decimal",
+}
+UNORDERED = frozenset({"struct", "map", "list", "array", "union", "blob", "bit"})
+
+
+class Results(Relations):
+    """Ways to look at rows."""
+
+    def iter_batches(self, batch_size: int = DEFAULT_BATCH_SIZE) -> "Iterator[arrow.RecordBatch]":
+        """The rows in partition order, as record batches of at most `batch_size` rows. Only what is being looked at is held in memory."""
+        rows = arguments.whole_number(batch_size, "batch_size", 1)
+        datasets = self._datasets()
+        return self._batches(datasets, rows)
+
+    def _batches(self, datasets: Any, batch_size: int) -> "Iterator[arrow.RecordBatch]":
+        with reading_rows_of(self.plan):
+            for dataset in datasets:
+                if dataset.paths or not getattr(dataset, "is_of_files", True):
+                    yield from dataset.to_batch_reader(batch_size)
+
+    def head(self, n: int = 5) -> "DataFrame":
+        """The first `n` rows."""
+        return self.limit(n)  # type: ignore[attr-defined,no-any-return] # of DataFrame
+
+    def show(self, n: int = 20) -> None:
+        """Print the first `n` rows as a table."""
+        print(self._shown(n))  # noqa: T201
+
+    def _shown(self, n: int) -> str:
+        """The first rows as text: a line a row, as wide as their values, long ones cut."""
+        arguments.whole_number(n, "n", 0)
+        table = self.head(n + 1).to_arrow()
+        names = table.column_names
+        lines = [[_cell(value) for value in row] for row in _rows(table.slice(0, n))]
+        kinds = [str(field.type) for field in table.schema]
+        widths = [max(map(len, column)) for column in zip(names, kinds, *lines, strict=True)]
+        ruler = "-+-".join("-" * width for width in widths)
+        text = [_line(names, widths), _line(kinds, widths), ruler, *(_line(line, widths) for line in lines)]
+        return "\n".join([*text, f"({table.num_rows} rows)" if table.num_rows <= n else f"(the first {n} rows)"])
+
+    def describe(self) -> "DataFrame":
+        """Statistics, one row a column: count, nulls, mean, std, min, max (as text)."""
+        schema = self._schema()
+        if not schema:
+            raise InvalidArgument("describe: there are no columns")
+        names = list(schema)
+        aggregates = {
+            f"{what}{number}": sql
+            for number, (name, kind) in enumerate(schema.items())
+            for what, sql in _statistics(quote_name(name), kind.id).items()
+        }
+        row = self.agg(**aggregates)
+        fields = ("count", "nulls", "mean", "std", "min", "max")
+        structs = ", ".join(
+            "{"
+            + f"'column': {quote_text(name)}, 'type': {quote_text(str(schema[name]))}, "
+            + ", ".join(f"{quote_text(field)}: {quote_name(f'{field}{number}')}" for field in fields)
+            + "}"
+            for number, name in enumerate(names)
+        )
+        query = template(f"unnest([{structs}], recursive := true)")
+        return self._of(relational.by_row(row.plan, query, True, {}))
+
+    def explain(self) -> str:
+        """The plan as it would run now, a node a line, inputs below what needs them; what ran already with its measurements."""
+        (optimized,) = self.session._optimized([self.plan])
+        text: str = LogicalPlan(self.plan.ctx, optimized).explain_str()
+        return text
+
+    def __repr__(self) -> str:
+        return f"DataFrame[{self._columns_shown()}]({self._plan_shown()})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the columns and where the table comes from, nothing computed."""
+        schema = schema_of(self.plan)
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in schema or {})
+        kinds = "".join(f"<td>{html.escape(str(kind))}</td>" for kind in (schema or {}).values())
+        table = f"<table><thead><tr>{head}</tr></thead><tbody><tr>{kinds}</tr></tbody></table>" if schema else ""
+        unknown = "" if schema else " columns known once computed,"
+        return f"<div><p>DataFrame:{unknown} {html.escape(self._plan_shown())}</p>{table}</div>"
+
+    def _columns_shown(self) -> str:
+        schema = schema_of(self.plan)
+        return "?" if schema is None else ", ".join(f"{name}: {kind}" for name, kind in schema.items())
+
+    def _plan_shown(self) -> str:
+        state = "computed" if self.session._is_computed(self.plan) else "not computed"
+        return f"{type(self.plan).__name__} of {self.plan.location}, {state}"
+
+
+def _statistics(column: str, kind: str) -> dict[str, str]:
+    """Aggregates of one column, each of one type whatever the column's is."""
+    is_number = kind in NUMBERS
+    is_ordered = kind not in UNORDERED
+    return {
+        "count": f"count({column})",
+        "nulls": f"count(*) - count({column})",
+        "mean": f"avg({column})::double" if is_number else "NULLIF(count(*), count(*))::double",
+        "std": f"stddev({column})::double" if is_number else "NULLIF(count(*), count(*))::double",
+        "min": f"min({column})::varchar" if is_ordered else "NULLIF(count(*), count(*))::varchar",
+        "max": f"max({column})::varchar" if is_ordered else "NULLIF(count(*), count(*))::varchar",
+    }
+
+
+def _rows(table: "arrow.Table") -> "list[tuple[Any, ...]]":
+    return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+
+
+def _cell(value: Any) -> str:
+    text = "NULL" if value is None else str(value).replace("\n", "\\n")
+    return text if len(text) <= SHOWN_WIDTH else text[: SHOWN_WIDTH - 3] + "..."
+
+
+def _line(cells: list[str], widths: list[int]) -> str:
+    return " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+
+@contextmanager
+def reading_rows_of(plan: Node) -> Iterator[None]:
+    """What rank 0 finds wrong with files that it reads itself is told with the line that they come from."""
+    try:
+        yield
+    except BadInput as error:
+        raise type(error)(f"{error}\n  found in the rows of {type(plan).__name__} of {plan.location}") from error
