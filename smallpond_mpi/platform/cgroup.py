@@ -21,7 +21,8 @@ def directories(proc_self_cgroup: str, mountinfo: str, controller: str) -> list[
             continue
         for root, mount in _mounts(mountinfo, "" if is_v2 else controller):
             below = PurePosixPath(path)
-            inner = below.relative_to(root) if below.is_relative_to(root) else PurePosixPath()
+            is_inside = below.is_relative_to(root) and ".." not in below.parts
+            inner = below.relative_to(root) if is_inside else PurePosixPath()
             found += [str(PurePosixPath(mount, level)) for level in (inner, *inner.parents)]
     return list(dict.fromkeys(found))
 
@@ -35,8 +36,8 @@ def _mounts(mountinfo: str, controller: str) -> list[tuple[str, str]]:
         if len(fields) < 5 or len(kind) < 3:
             continue
         found.pop(fields[4], None)
-        is_it = kind[0] == "cgroup" and controller in kind[2].split(",") if controller else kind[0] == "cgroup2"
-        if is_it:
+        wanted = kind[0] == "cgroup" and controller in kind[2].split(",") if controller else kind[0] == "cgroup2"
+        if wanted:
             found[fields[4]] = fields[3]
     return [(root, mount) for mount, root in found.items()]
 

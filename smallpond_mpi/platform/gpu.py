@@ -5,6 +5,7 @@ numbered anew, so that an index means different GPUs in two ranks of one node; U
 """
 
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -118,12 +119,15 @@ def _devices(nvml: Any, topology: Topology, root: str) -> Iterator[Device]:
     for index in range(nvml.nvmlDeviceGetCount()):
         try:
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            uuid = _text(nvml.nvmlDeviceGetUUID(handle))
+            bus = _text(nvml.nvmlDeviceGetPciInfo(handle).busId)
         except nvml.NVMLError_NoPermission:  # hidden by the job's cgroup
             continue
-        bus = _text(nvml.nvmlDeviceGetPciInfo(handle).busId)
+        except nvml.NVMLError as error:  # fell off the bus, say: a job that needs no GPU goes on without it
+            sys.stderr.write(f"smallpond_mpi: GPU {index} of {os.uname().nodename} is left out: {error}\n")
+            continue
         node = _numa_node(nvml, handle, bus, topology, root)
-        instances = tuple(GpuSlot(token, node) for token in _instances(nvml, handle))
-        yield Device(GpuSlot(_text(nvml.nvmlDeviceGetUUID(handle)), node), instances)
+        yield Device(GpuSlot(uuid, node), tuple(GpuSlot(token, node) for token in _instances(nvml, handle)))
 
 
 def _instances(nvml: Any, handle: Any) -> Iterator[str]:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.executor_bench import wait_until
 from tests.slurm.cluster import remains
-from tests.slurm.cluster.cluster import PARENT, Cluster
+from tests.slurm.cluster.cluster import PARENT, Cluster, NoCluster, why_not
 from tests.slurm.cluster.shape import Shape
 
 ROOT = Path(__file__).parents[2]
@@ -133,6 +133,24 @@ def test_by_hand(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert "python -m tests.slurm.cluster start" in done.stderr
+
+
+def test_a_start_that_fails_leaves_nothing(slurm_here: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.slurm.cluster.cluster.START_SECS", 0.0)
+    cluster = Cluster(plan=Shape(nodes=1, cpus=1))
+    with pytest.raises(NoCluster, match="did not come up"):
+        cluster.start()
+    assert not cluster.box.exists()
+    assert cluster.box not in remains.clusters(PARENT)
+
+
+def test_where_there_can_be_none_the_reason_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert "needs root" in why_not()
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert "missing: slurmctld, slurmd, munged" in why_not()
+    assert "apt-get install slurm-wlm" in why_not()
 
 
 def test_one_started_by_hand_is_nobodys() -> None:

@@ -72,6 +72,13 @@ class Cluster:
         for other in remains.clusters(PARENT):
             if remains.is_forsaken(other) or other == self.box:
                 remains.destroy(other)
+        try:
+            self._bring_up(share)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _bring_up(self, share: Sequence[Path]) -> None:
         self._write_files([self.shared, self.box, *_installation(), *share])
         remains.make_cgroups(self.box)
         joins = [f"echo 0 > {path}/cgroup.procs" for path in remains.cgroups_of(self.box)]

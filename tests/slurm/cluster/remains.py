@@ -114,6 +114,7 @@ def destroy(box: Path) -> None:
                 f"can't remove the cluster in {box}: processes {sorted(left)}, cgroups {cgroups_of(box)}"
             )
         time.sleep(0.02)
+    shutil.rmtree(box, ignore_errors=True)  # another start may be removing it too
     if box.exists():
         shutil.rmtree(box)
 

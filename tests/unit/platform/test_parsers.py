@@ -72,6 +72,8 @@ V2 = "35 25 0:33 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
         # only a part of the hierarchy is mounted: the process is in it, or not
         ("4:memory:/docker/1/a\n", V1.replace(" / /", " /docker/1 /"), ["memory/a", "memory"]),
         ("4:memory:/elsewhere\n", V1.replace(" / /", " /docker/1 /"), ["memory"]),
+        # the process is outside of the cgroup namespace
+        ("4:memory:/../other\n", V1, ["memory"]),
         # a later mount hides an earlier one
         ("4:memory:/a\n", V1.replace(" / /", " /.. /") + V1, ["memory/a", "memory"]),
         ("4:memory:/a\n", V1 + "31 25 0:9 / /sys/fs/cgroup/memory rw - tmpfs none rw\n", []),
