@@ -1,5 +1,6 @@
 """Partitions without rows, of which nobody can tell the columns: a function that was called for no row says nothing of what it returns."""
 
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -10,7 +11,7 @@ from smallpond_mpi.common import InvalidArgument
 
 
 @pytest.fixture
-def df(tmp_path, monkeypatch) -> Any:
+def df(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """0 to 99 in four partitions."""
     monkeypatch.setenv("SP_PROGRESS", "none")
     session = sp.init(data_root=str(tmp_path))
@@ -65,3 +66,12 @@ def test_two_such_inputs_have_nothing_to_lose(df: Any) -> None:
     none = df.filter("a < 0")
     one, other = none.map(double), none.map(double)
     assert df.session.partial_sql("select {0}.b from {0} join {1} using (b)", one, other).count() == 0
+
+
+def test_a_job_that_skips_tasks_with_empty_inputs_skips_these(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SP_PROGRESS", "none")
+    session = sp.init(data_root=str(tmp_path), skip_task_with_empty_input=True)
+    df = session.from_arrow(pa.table({"a": range(100)})).repartition(4, by_rows=True)
+    few = df.filter("a < 30").map(double)  # two of four partitions have rows
+    assert session.partial_sql("select a, b from {0} left join {1} on a = b", df, few).count() == 50
+    session.shutdown()

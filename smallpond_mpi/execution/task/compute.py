@@ -71,7 +71,7 @@ class ArrowComputeTask(ExecSqlQueryMixin, Task):
 
     def run(self) -> bool:
         if any(map(is_unknown, self.input_datasets)) or self.skip_when_any_input_empty:
-            self.dataset = nothing_of(self.input_datasets)
+            self.dataset = nothing_of(self, self.input_datasets)
             return True
         self.add_elapsed_time()
         tables = self._read(list(self.input_datasets))

@@ -98,17 +98,18 @@ def is_unknown(dataset: "DataSet") -> bool:
     return isinstance(dataset, ParquetDataSet) and not dataset.paths
 
 
-def nothing_of(datasets: "Sequence[DataSet]") -> ParquetDataSet:
+def nothing_of(task: "Task", datasets: "Sequence[DataSet]") -> ParquetDataSet:
     """The output of a task over inputs of which one is of no files: of none either, for the same reason.
 
     Raises:
-        InvalidArgument: one has none because nobody could tell its columns, and another one's rows would be lost over it.
+        InvalidArgument: one has none because nobody could tell its columns, and another one's rows would be lost over it (unless the job
+            wants such tasks skipped).
     """
     nothing = ParquetDataSet([])
     for index, dataset in enumerate(datasets):
         if isinstance(dataset, ParquetDataSet) and is_unknown(dataset) and dataset.needs_schema_at is not None:
             nothing.needs_schema_at = dataset.needs_schema_at
-            if not all(other.empty for other in datasets):
+            if not task.ctx.skip_task_with_empty_input and not all(other.empty for other in datasets):
                 raise InvalidArgument(
                     f"input {index} has no rows in this partition, and nothing says which columns it has: the function of "
                     f"{dataset.needs_schema_at} was called for none; tell it what is returned there: schema=pyarrow.schema(...)"

@@ -127,7 +127,7 @@ class RowPartitionTask(KeyedTask, PartitionProducerTask):
         dataset = self.rows_to_partition()
         # Not whether any input is empty: split points are none where all keys are equal.
         if is_unknown(dataset) or (self.ctx.skip_task_with_empty_input and dataset.empty):
-            return self._set_parts([nothing_of([dataset])] * self.npartitions)
+            return self._set_parts([nothing_of(self, [dataset])] * self.npartitions)
         facts = input_facts([dataset])
         if facts is not None:
             self.adjust_row_group_size(facts.num_bytes, facts.num_rows)

@@ -96,7 +96,7 @@ class SortTask(KeyedTask):
     def run(self) -> bool:
         dataset = self.input_datasets[0]
         if is_unknown(dataset) or self.skip_when_any_input_empty:
-            self.dataset = nothing_of([dataset])
+            self.dataset = nothing_of(self, [dataset])
             return True
         facts = input_facts([dataset])
         if facts is not None:

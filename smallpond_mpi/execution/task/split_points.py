@@ -67,7 +67,7 @@ class SplitPointsTask(ExecSqlQueryMixin):
         self.add_elapsed_time()
         dataset = DataSet.merge(list(self.input_datasets))
         if is_unknown(dataset):
-            self.dataset = nothing_of([dataset])
+            self.dataset = nothing_of(self, [dataset])
             return True
         with self.connection() as conn:
             num_rows = self._sample(conn, dataset)

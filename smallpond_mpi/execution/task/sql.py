@@ -136,7 +136,7 @@ class SqlEngineTask(ExecSqlQueryMixin, Task):
     def run(self) -> bool:
         datasets = list(self.input_datasets)
         if any(is_unknown(dataset) for dataset in datasets) or self.skip_when_any_input_empty:
-            self.dataset = nothing_of(datasets)
+            self.dataset = nothing_of(self, datasets)
             return True
         if not self.materialize_output and self._can_be_left_to_readers():
             self.dataset = self._left_to_readers(datasets)

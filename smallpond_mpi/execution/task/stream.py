@@ -162,7 +162,7 @@ class ArrowStreamTask(ExecSqlQueryMixin):
 
     def run(self) -> bool:
         if any(map(is_unknown, self.input_datasets)) or self.skip_when_any_input_empty:
-            self.dataset = nothing_of(self.input_datasets)
+            self.dataset = nothing_of(self, self.input_datasets)
             return True
         self.runtime_state = self._taken_over(self.runtime_state)
         batch_size = self.runtime_state.batch_size if self.runtime_state else self.max_batch_size
