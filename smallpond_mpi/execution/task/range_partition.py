@@ -14,7 +14,6 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from smallpond_mpi.common import DEFAULT_ROW_GROUP_SIZE
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.task.key_compare import (
     cast_to,
@@ -39,6 +38,7 @@ class RangePartitionTask(RowPartitionTask):
         split_points: ascending; a tuple a point, or a value if there is one key.
         sort_keys: what is compared; none: the first columns, as many as a point has values, ascending.
         npartitions: of None one more than there are split points. More are partitions without rows.
+        settings: how partitions are written, and limits, as of RowPartitionTask.
     """
 
     memory_overcommit_ratio = 0.9
@@ -52,33 +52,10 @@ class RangePartitionTask(RowPartitionTask):
         dimension: str = "range",
         sort_keys: Sequence[SortKey] = (),
         npartitions: int | None = None,
-        use_parquet_writer: bool = False,
-        parquet_row_group_size: int = DEFAULT_ROW_GROUP_SIZE,
-        parquet_dictionary_encoding: bool = False,
-        parquet_compression: str | None = "ZSTD",
-        parquet_compression_level: int | None = 3,
-        output_name: str | None = None,
-        output_path: str | None = None,
-        cpu_limit: int | None = None,
-        memory_limit: int | None = None,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            ctx,
-            input_deps,
-            partition_infos,
-            len(split_points) + 1 if npartitions is None else npartitions,
-            dimension,
-            use_parquet_writer,
-            False,
-            parquet_row_group_size,
-            parquet_dictionary_encoding,
-            parquet_compression,
-            parquet_compression_level,
-            output_name,
-            output_path,
-            cpu_limit,
-            memory_limit,
-        )
+        count = len(split_points) + 1 if npartitions is None else npartitions
+        super().__init__(ctx, input_deps, partition_infos, count, dimension, **settings)
         self.split_points = list(split_points)
         self.sort_keys = list(sort_keys)
 
