@@ -99,7 +99,7 @@ def test_a_sort_is_order_by(ctx: RuntimeContext, case: Any, spills: bool, is_sam
         part = ParquetDataSet.merge([producer[number] for producer in producers])
         sort = SortTask(ctx, given(ctx, part), [PartitionInfo(), PartitionInfo(number, npartitions, "part")], keys)
         if spills:
-            sort._held_in_memory = lambda dataset: None  # type: ignore[method-assign]
+            sort._sort_in_memory = lambda dataset, room: None  # type: ignore[method-assign]
         found += rows(run(sort))
     assert sorted(row[-1] for row in found) == list(range(table.num_rows))
     assert compared(found) == compared(in_order(table, order))

@@ -52,8 +52,8 @@ class SortTask(KeyedTask):
 
     # The keys as they are of its input, once that is known.
     _keys: InputKeys | None = None
-    # What is sorted passes through Arrow on its way to the file, outside of what DuckDB counts.
-    memory_overcommit_ratio = 0.7
+    # What is sorted passes through Arrow on its way to the file, and not all that DuckDB takes does it count.
+    memory_overcommit_ratio = 0.5
 
     def __init__(
         self,
@@ -99,12 +99,16 @@ class SortTask(KeyedTask):
             self.dataset = nothing_of(self, [dataset])
             return True
         facts = input_facts([dataset])
+        assert self.memory_limit is not None, "a running task has a memory limit"
+        room = self.memory_limit // TIMES_IN_MEMORY
         if facts is not None:
             self.adjust_row_group_size(facts.num_bytes, facts.num_rows)
             self._fit_row_groups_into_memory(facts)
         self.add_elapsed_time()
         with full_disk_told():
-            written = self._write_sorted(dataset)
+            # Once read, rows are as large as they were before they were encoded, or larger.
+            may_fit = facts is None or facts.num_bytes <= room
+            written = (self._sort_in_memory(dataset, room) if may_fit else None) or self._sort_on_disk(dataset)
         self._check_rows(written.num_rows, written.num_rows if facts is None else facts.num_rows)
         self.dataset = written_dataset(self, [written])
         return True
@@ -115,10 +119,12 @@ class SortTask(KeyedTask):
         assert self.memory_limit is not None, "a running task has a memory limit"
         self.parquet_row_group_size = max(1, min(row_group_size(self), self.memory_limit // 16 // row_bytes))
 
-    def _write_sorted(self, dataset: "DataSet") -> "FileFacts":
-        held = self._held_in_memory(dataset)
+    def _sort_in_memory(self, dataset: "DataSet", room: int) -> "FileFacts | None":
+        """By the keys alone; None if all rows take more than `room` bytes."""
+        held = self._read(dataset, room)
         if held is None:
-            return self._write_spilled(dataset)
+            pa.default_memory_pool().release_unused()  # DuckDB needs it now
+            return None
         self.add_elapsed_time("input load time (secs)")
         table, keys = held
         order = order_of(keys)
@@ -140,10 +146,8 @@ class SortTask(KeyedTask):
         values = self._keys.values(names)
         return self._keys.comparable(cast_to(compared_as(conn, values, names, types), values))
 
-    def _held_in_memory(self, dataset: "DataSet") -> tuple[pa.Table, pa.Array] | None:
-        """All rows, and the keys that they compare by; None if they are too many to be held, and picked from, within the grant."""
-        assert self.memory_limit is not None, "a running task has a memory limit"
-        room = self.memory_limit // TIMES_IN_MEMORY
+    def _read(self, dataset: "DataSet", room: int) -> tuple[pa.Table, pa.Array] | None:
+        """All rows, and the keys that they compare by; None if they take more than `room` bytes."""
         batches: list[pa.RecordBatch] = []
         keys: list[pa.Array] = []
         with closing(keyed_rows(self, dataset)) as rows:
@@ -158,8 +162,8 @@ class SortTask(KeyedTask):
         batches.clear()
         return in_one_piece(table), pa.chunked_array(keys).combine_chunks()
 
-    def _write_spilled(self, dataset: "DataSet") -> "FileFacts":
-        """Sorted by DuckDB, as large as the disk allows."""
+    def _sort_on_disk(self, dataset: "DataSet") -> "FileFacts":
+        """By DuckDB, as much as the disk holds."""
         self.enable_temp_directory = True
         with self.connection() as conn:
             (view,) = self.create_input_views(conn, [dataset])

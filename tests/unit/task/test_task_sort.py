@@ -47,7 +47,7 @@ def sorting(ctx: RuntimeContext, dataset: Any, *by: str, **options: Any) -> Sort
 def how(request, monkeypatch) -> str:
     """Both ways: nothing fits in memory for the second."""
     if request.param == "spilled":
-        monkeypatch.setattr(SortTask, "_held_in_memory", lambda self, dataset: None)
+        monkeypatch.setattr(SortTask, "_sort_in_memory", lambda self, dataset, room: None)
     return str(request.param)
 
 
@@ -123,8 +123,8 @@ def test_more_than_its_memory_is_sorted_on_disk(ctx, parquet, monkeypatch) -> No
     assert table.nbytes == 120_000_000
     task = sorting(ctx, parquet(table, row_group_size=100_000, use_dictionary=False), "k", memory_limit=100_000_000)
     spilled: list[bool] = []
-    write = SortTask._write_spilled
-    monkeypatch.setattr(SortTask, "_write_spilled", lambda *given: (spilled.append(True), write(*given))[1])
+    write = SortTask._sort_on_disk
+    monkeypatch.setattr(SortTask, "_sort_on_disk", lambda *given: (spilled.append(True), write(*given))[1])
     output = run(task)
     assert spilled == [True]
     assert np.array_equal(output.to_arrow_table().column("k").to_numpy(), np.arange(count))
