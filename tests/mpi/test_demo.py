@@ -47,6 +47,9 @@ def test_the_answer_is_duckdbs(tmp_path: Path, ranks: int) -> None:
     done = demo(ranks, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "equal to DuckDB's answer" in done.stdout
+    assert "stage in flights.py" in done.stderr, (
+        "nodes stand where the pipeline is written, not where our command was called"
+    )
     assert rows_of(tmp_path / "output" / "flights") == N_FLIGHTS
 
 
