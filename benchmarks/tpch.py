@@ -23,7 +23,7 @@ HERE = Path(__file__).resolve()
 sys.path.insert(0, str(HERE.parents[1]))
 
 from benchmarks.tpch import answers, data  # noqa: E402
-from smallpond_mpi.platform.discover import node_memory_bytes  # noqa: E402 what our ranks divide among themselves
+from smallpond_mpi.platform.discover import memory_limit  # noqa: E402 what our ranks divide among themselves
 from tests.launch import clean_env, mpirun_command  # noqa: E402 the one way to start a real mpirun
 
 TARGET_TOTAL = 1.5
@@ -127,7 +127,7 @@ def measure(args: argparse.Namespace, queries: list[str]) -> dict[str, list[tupl
             "scale": args.scale,
             "queries": queries,
             "rounds": args.rounds,
-            "memory_bytes": node_memory_bytes(),
+            "memory_bytes": memory_limit(os.environ).bytes,
         }
         Path(scratch, "job.json").write_text(json.dumps(job))
         command = [sys.executable, str(HERE), "--as", "ours", scratch]

@@ -2,25 +2,23 @@
 
 An SQL node whose only reader is another SQL node, or a hash partition made here, runs inside that one's tasks: the inner query becomes a common
 table expression of the outer one. Only what is surely the same is fused: text that could be anything else than one SELECT, or that reads its
-input more than once, is left alone. Nodes that need rows brought together are replaced by those that do it (see lowering.py). At last a shuffle
-leaves out the columns that nobody reads.
+input more than once, is left alone. Nodes that need rows brought together are replaced by those that do it (see lowering.py). Before all that
+columns that nobody reads are left out (see pruning.py).
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from smallpond_mpi.logical.dataset import DataSet
-from smallpond_mpi.logical.dataset.quoting import quote_name
 from smallpond_mpi.logical.estimate import Estimates
-from smallpond_mpi.logical.expressions import template
 from smallpond_mpi.logical.lowering import Lowering, is_by_row_over_source
 from smallpond_mpi.logical.node.base import Node, topological
 from smallpond_mpi.logical.node.hash_partition import HashPartitionNode
 from smallpond_mpi.logical.node.keyed import KeyedSqlNode
 from smallpond_mpi.logical.node.plan import LogicalPlanVisitor
 from smallpond_mpi.logical.node.sql import SqlEngineNode
+from smallpond_mpi.logical.pruning import pruned
 from smallpond_mpi.logical.query_text import nested_query, parsed
-from smallpond_mpi.logical.schema import columns_read, forget, schema_of
 
 MAX_FUSED_NODES = 16  # nested deeper, DuckDB's binder takes long
 
@@ -56,9 +54,7 @@ class Optimizer(LogicalPlanVisitor[Node]):
 
     def plans(self, roots: Sequence[Node]) -> list[Node]:
         """The optimized versions of several plans, which are to run together."""
-        optimized = [self.visit(root) for root in roots]
-        self._leave_out_columns(optimized)
-        return optimized
+        return [self.visit(root) for root in pruned(roots, self.is_excluded)]
 
     def visit(self, node: Node, depth: int = 0) -> Node:
         """The optimized version of a node and of all that it needs."""
@@ -158,43 +154,6 @@ class Optimizer(LogicalPlanVisitor[Node]):
         node.cpu_limit = max(node.cpu_limit, inner.cpu_limit)
         node.memory_limit = max(filter(None, (node.memory_limit, inner.memory_limit)), default=None)
         return node
-
-    # columns
-
-    def _leave_out_columns(self, roots: Sequence[Node]) -> None:
-        """Let each shuffle that was put in here move only the columns that its reader reads."""
-        for node in reversed(topological(roots, known=self.is_excluded)):
-            query = node.query if isinstance(node, HashPartitionNode) else None
-            if isinstance(node, SqlEngineNode) and len(node.sql_queries) == 1:
-                query = node.sql_queries[0]
-            if query is not None:
-                self._leave_out_unread(query, node)
-
-    def _leave_out_unread(self, query: str, reader: Node) -> None:
-        schemas = [schema_of(dep) for dep in reader.input_deps]
-        for index, dep in enumerate(reader.input_deps):
-            if not (isinstance(dep, HashPartitionNode) and dep in self._lowering.made):
-                continue
-            known = [schema for schema in schemas if schema is not None]
-            read = columns_read(query, known, index) if len(known) == len(schemas) else None
-            if read is None or reader.input_deps.count(dep) > 1:
-                continue
-            kept = [name for name in known[index] if name in {*read, *dep.hash_columns}]
-            if len(kept) < len(known[index]):
-                keep_columns(dep, kept)
-
-
-def keep_columns(node: HashPartitionNode, names: Sequence[str]) -> None:
-    """Let a hash partition give only these columns."""
-    selected = f"SELECT {template(', '.join(map(quote_name, names)))} FROM {{0}}"
-    nested = (
-        selected
-        if node.query is None
-        else nested_query(selected, node.query, f"__all_{node.id}", 0, len(node.input_deps))
-    )
-    if nested is not None:
-        node.query = nested
-        forget(node)
 
 
 def fuse(outer: SqlEngineNode, inner: SqlEngineNode, position: int = 0) -> SqlEngineNode | None:

@@ -60,7 +60,13 @@ def times_read(query: str, index: int) -> int:
 
 
 def nested_query(
-    outer: str, inner: str, name: str, position: int = 0, num_inner: int = 1, num_outer: int = 1
+    outer: str,
+    inner: str,
+    name: str,
+    position: int = 0,
+    num_inner: int = 1,
+    num_outer: int = 1,
+    max_chars: int | None = MAX_QUERY_CHARS,
 ) -> str | None:
     """One query that reads the result of `inner` where `outer` reads `{position}`; None if that can't be said for sure.
 
@@ -77,4 +83,4 @@ def nested_query(
     rest = with_inputs(outer_select.rest, texts)
     with_clause = f"{outer_select.with_clause} {table}," if outer_select.with_clause else f"WITH {table}\n"
     query = outer_select.prefix + with_clause + rest
-    return query if len(query) <= MAX_QUERY_CHARS else None
+    return query if max_chars is None or len(query) <= max_chars else None

@@ -9,7 +9,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import closing, contextmanager, suppress
 from functools import cache
 from typing import Any
@@ -315,24 +315,33 @@ def no_column(name: str, columns: Iterable[str]) -> str:
 # what a query reads
 
 
-def columns_read(query: str, schemas: Sequence[Schema], index: int) -> list[str] | None:
-    """The columns of one input that a query reads, as DuckDB's planner finds them; None if that can't be said."""
+def columns_read(query: str, schemas: Sequence[Schema]) -> list[list[str]] | None:
+    """The columns that a query reads of each input, as DuckDB's planner finds them; None if that can't be said."""
     with closing(_column_finder().cursor()) as conn, suppress(duckdb.Error):
-        return _scanned(conn, on_tables(conn, query, schemas), f"__columns_{index}", list(schemas[index]))
+        text = on_tables(conn, query, schemas)
+        ((_, plan),) = conn.execute(f"EXPLAIN (FORMAT JSON) {text}").fetchall()
+        scans = _scans(json.loads(plan))
+        if all(f"__columns_{index}" in scans for index in range(len(schemas))):
+            read = [scans[f"__columns_{index}"] for index in range(len(schemas))]
+            return [
+                [name for name in schema if names is None or name in names]
+                for schema, names in zip(schemas, read, strict=True)
+            ]
     return None
 
 
-def _scanned(conn: duckdb.DuckDBPyConnection, text: str, table: str, columns: list[str]) -> list[str] | None:
-    ((_, plan),) = conn.execute(f"EXPLAIN (FORMAT JSON) {text}").fetchall()
-    read: set[str] = set()
-    is_found = False
-    stack = json.loads(plan)
+def _scans(plan: list[Any]) -> dict[str, Set[str] | None]:
+    """The columns that are read of each table in a plan, None for all."""
+    found: dict[str, Set[str] | None] = {}
+    stack = plan
     while stack:
         step = stack.pop()
         stack.extend(step["children"])
         info = step["extra_info"]
-        if str(info.get("Table", "")).split(".")[-1] == table:
-            is_found = True
-            names = info.get("Projections", columns)
-            read.update([names] if isinstance(names, str) else names)
-    return [name for name in columns if name in read] if is_found else None
+        if "Table" in info:
+            table = str(info["Table"]).split(".")[-1]
+            names = info.get("Projections")
+            before = found.get(table, frozenset())
+            read = None if names is None else {names} if isinstance(names, str) else set(names)
+            found[table] = None if before is None or read is None else before | read
+    return found

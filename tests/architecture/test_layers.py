@@ -84,6 +84,7 @@ LAYERS: list[tuple[str, list[str], set[str]]] = [
             "logical.query_text",
             "logical.estimate",
             "logical.lowering",
+            "logical.pruning",
         ],
         set(),
     ),

@@ -16,8 +16,8 @@ from benchmarks.tpch.queries import QUERIES
 from tests.launch import clean_env, mpirun_command
 
 PROGRAM = Path(__file__).with_name("program.py")
-NO_BROADCAST = ("ONE_TASK_BYTES=1", "LARGEST_BROADCAST_BYTES=0", "INLINED_BYTES=0")
-BROADCAST = ("ONE_TASK_BYTES=1", "SHUFFLE_COST=1000000", "INLINED_BYTES=0")
+NO_BROADCAST = ("ONE_TASK_BYTES=1", "LARGEST_BROADCAST_BYTES=0")
+BROADCAST = ("ONE_TASK_BYTES=1", "SHUFFLE_COST=1000000")
 
 Expected = dict[str, pa.Table]
 
@@ -37,9 +37,7 @@ class Data:
         self.files.write_text(json.dumps(tables))
         with duckdb.connect(config={"threads": 1}) as conn:
             answers.create_views(conn, tables)
-            self.expected: Expected = {
-                name: conn.sql(answers.sql_of(name, scale)).to_arrow_table() for name in QUERIES
-            }
+            self.expected: Expected = {name: conn.sql(answers.sql_of(name, scale)).to_arrow_table() for name in QUERIES}
 
 
 @pytest.fixture(scope="session")
