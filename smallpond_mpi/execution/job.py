@@ -265,6 +265,7 @@ def _policy_of(config: Config) -> Policy:
         prioritize_retry=config.prioritize_retry,
         stop_executor_on_failure=config.stop_executor_on_failure,
         nonzero_exitcode_as_oom=config.nonzero_exitcode_as_oom,
+        signal_as_oom=config.enforce_memory_limit,
         late_secs=config.late_secs,
         gone_secs=config.gone_secs,
     )
@@ -304,5 +305,7 @@ def sweep_staging(root: str, job_id: str) -> None:
         for attempt in os.listdir(os.path.join(root, name)):
             if attempt.startswith(job_id):
                 remove_staging(os.path.join(root, name, attempt))
+        with contextlib.suppress(OSError):  # another job's attempts are there too, or it is gone already
+            os.rmdir(os.path.join(root, name))
     with contextlib.suppress(OSError):  # another job's staging is there too
         os.rmdir(root)

@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import pickle
+import resource
 import shutil
 import sys
 import sysconfig
@@ -444,8 +445,15 @@ def kind_of(error: BaseException) -> FailureKind:
             return FailureKind.BAD_INPUT
         case _ if name in ("OutOfMemoryException", "ArrowMemoryError"):
             return FailureKind.OUT_OF_MEMORY
+        case RuntimeError() if "can't start new thread" in str(error) and _is_limited():
+            return FailureKind.OUT_OF_MEMORY  # its stack is memory too
         case _:
             return FailureKind.EXCEPTION
+
+
+def _is_limited() -> bool:
+    """Whether the kernel limits the memory of this process."""
+    return resource.getrlimit(resource.RLIMIT_DATA)[0] != resource.RLIM_INFINITY
 
 
 def _message_of(error: BaseException) -> str:

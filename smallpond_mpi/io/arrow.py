@@ -230,7 +230,7 @@ def unify(schemas: Sequence[tuple[str, pa.Schema]], by_name: bool = False) -> pa
         try:
             if not misfit:
                 unified = pa.unify_schemas([unified, schema.with_metadata(None)], promote_options="permissive")
-        except pa.ArrowException:
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
             misfit = True
         if misfit:
             columns = "; ".join(differing_columns(first, schema))
@@ -251,7 +251,7 @@ def conform(table: pa.Table, schema: pa.Schema, path: str) -> pa.Table:
             continue
         try:
             columns.append(cast_column(table.column(field.name), field.type))
-        except pa.ArrowException as error:
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
             raise SchemaMismatch(f"column {field.name!r} of {path!r} is not {field.type}: {error}") from error
     return pa.Table.from_arrays(columns, schema=schema)
 

@@ -4,6 +4,7 @@ A RowRange is a run of rows of one file; a dataset that was cut is a list of the
 once, where the file is written, and not again by everybody who asks how many rows there are.
 """
 
+import errno
 import os
 from array import array
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +22,7 @@ from smallpond_mpi.common import (
     ColumnNotFound,
     CorruptInput,
     InputNotFound,
+    OutOfMemory,
     SmallpondError,
 )
 from smallpond_mpi.io.filesystem import retry_missing
@@ -177,6 +179,8 @@ def translate_arrow(error: Exception, path: str) -> SmallpondError:
     """What went wrong with a file, in words that name it. `error` came from Arrow or the operating system."""
     if isinstance(error, SmallpondError):
         return error
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return OutOfMemory(f"no memory is left to read {path!r}: {error}")
     if isinstance(error, FileNotFoundError):
         return InputNotFound(f"input file {path!r} does not exist")
     if isinstance(error, IsADirectoryError):

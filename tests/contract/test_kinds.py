@@ -107,6 +107,7 @@ def test_a_task_of_the_user_is_spawned(kinds: Facts) -> None:
 def test_scripts_leave_files_or_set_the_dataset(kinds: Facts) -> None:
     assert kinds.told["python_script"] == [ALL]
     assert kinds.told["python_script_with_a_dataset"] == [[0, 1]]
+    assert kinds.told["python_script_without_files"] == "0"
 
 
 def test_outputs_that_refer_to_inputs_files_say_so(kinds: Facts) -> None:

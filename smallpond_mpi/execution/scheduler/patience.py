@@ -94,8 +94,8 @@ def fail(board: Board, task: int, kind: FailureKind, reason: str, rank: RankStat
     """An attempt of a running task ended without success: again, or give it up and the job with it."""
     trouble = board.trouble(task)
     where = SCHEDULER_RANK if rank is None else rank.number
-    needs_largest = kind in (FailureKind.OUT_OF_MEMORY, FailureKind.EXIT_CODE)
-    largest = board.fleet.largest_bytes(board.queue_of(task).shape) if needs_largest else 0
+    may_be_memory = kind in (FailureKind.OUT_OF_MEMORY, FailureKind.EXIT_CODE, FailureKind.SIGNAL)
+    largest = board.fleet.largest_bytes(board.queue_of(task).shape) if may_be_memory else 0
     verdict = judge(trouble, kind, where, granted_bytes, largest, board.policy)
     trouble.tell(f"an attempt on rank {where} ended with {kind.value}" + (f" ({reason})" if reason else ""))
     if board.has_current(task) and kind is not FailureKind.BAD_INPUT:

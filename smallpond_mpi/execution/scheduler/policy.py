@@ -15,6 +15,9 @@ class Policy:
     max_not_started: int = 10  # times that no executor could even start a task
     max_deaths: int = 3  # ranks that died while they ran one task
     nonzero_exitcode_as_oom: bool = False
+    signal_as_oom: bool = (
+        False  # under a limit of the kernel's: an allocation that fails takes most libraries down with a signal
+    )
     stop_executor_on_failure: bool = False  # a rank on which a task failed gets no more, unless it is the last
     prioritize_retry: bool = False  # a retry goes to the front of its queue, not to the end
 

@@ -59,7 +59,9 @@ def judge(
 
     `granted_bytes` is what the attempt had, `largest_bytes` what the largest rank could give.
     """
-    if kind is FailureKind.EXIT_CODE and policy.nonzero_exitcode_as_oom:
+    if (kind is FailureKind.EXIT_CODE and policy.nonzero_exitcode_as_oom) or (
+        kind is FailureKind.SIGNAL and policy.signal_as_oom
+    ):
         kind = FailureKind.OUT_OF_MEMORY
     if kind is FailureKind.STOPPED:
         return None

@@ -198,10 +198,14 @@ class Task(Measured):
 
     @property
     def output(self) -> "DataSet":
-        """`dataset`, or, if that is None, whatever Parquet files the attempt left in its output directory."""
+        """`dataset`, or, if that is None, whatever Parquet files the attempt left in its output directory; none at all is no rows."""
+        if self.dataset is not None:
+            return self.dataset
         from smallpond_mpi.logical.dataset.parquet import ParquetDataSet  # pyarrow: not for planning
 
-        return self.dataset or ParquetDataSet(["*"], root_dir=self._output_dir or self.final_output_abspath)
+        if self.is_done and not self._output_files:
+            return ParquetDataSet([])
+        return ParquetDataSet(["*"], root_dir=self._output_dir or self.final_output_abspath)
 
     @property
     def self_contained_output(self) -> bool:

@@ -330,6 +330,20 @@ def python_script(world: World) -> Any:
     return world.numbers(PythonScriptNode(world.ctx, (world.source,), process_func=split))
 
 
+@case
+def python_script_without_files(world: World) -> Any:
+    said = os.path.join(world.directory, "said")
+
+    def say(runtime_ctx: Any, datasets: list[DataSet], output_path: str) -> bool:
+        Path(said).write_text(str(datasets[0].num_rows))
+        return True
+
+    for inputs in (world.source, DataSourceNode(world.ctx, ParquetDataSet([]))):
+        plan = world.run(PythonScriptNode(world.ctx, (inputs,), process_func=say))
+        assert plan.final_output.num_rows == 0
+    return Path(said).read_text()
+
+
 class Leaves(PythonScriptTask):
     """Sets its output itself."""
 

@@ -14,9 +14,17 @@ from typing import Any
 from engine import run_tasks
 
 import smallpond_mpi as sp
-from smallpond_mpi.execution.task import PartitionInfo, Task
+from smallpond_mpi.execution.task import PartitionInfo, SqlEngineTask, Task
 
 MB = 1 << 20
+
+
+class Queries(SqlEngineTask):
+    """Sorts some 100 MB in DuckDB, whose threads and allocations meet the limit as well."""
+
+    def __init__(self, ctx: Any, memory_limit: int) -> None:
+        query = "SELECT i, row_number() OVER (ORDER BY hash(i)) AS n FROM range(2_000_000) t(i)"
+        super().__init__(ctx, [], [PartitionInfo()], [query], memory_limit=memory_limit)
 
 
 class Takes(Task):
@@ -52,6 +60,7 @@ def main(data_root: str, facts_path: str, how: str) -> None:
         "greedy": Takes(session._runtime_ctx, f"{stem}.greedy", nbytes, limit),
         "modest": Takes(session._runtime_ctx, f"{stem}.modest", 5 * MB, limit),
         "unlimited": Takes(session._runtime_ctx, f"{stem}.unlimited", 50 * MB, None),
+        "query": Queries(session._runtime_ctx, 60 * MB),
         "tiny": Takes(session._runtime_ctx, f"{stem}.tiny", 10 * MB, 3 * MB),
     }
     run_tasks(session, list(tasks.values()))
@@ -62,6 +71,7 @@ def main(data_root: str, facts_path: str, how: str) -> None:
             "boost": task._memory_boost,
             "retry_count": task.retry_count,
             "fail_count": task.fail_count,
+            "rows": task.output.num_rows,
         }
         for name, task in tasks.items()
     }

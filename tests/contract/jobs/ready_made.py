@@ -4,6 +4,7 @@ python ready_made.py DATA_ROOT FACTS.json
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -25,15 +26,20 @@ def main(data_root: str, facts_path: str) -> None:
         ctx, (DataSourceNode(ctx, ArrowTableDataSet(table)),), 2, partition_by_rows=True
     )
     logged = LogDataSet(ctx, (parts,), num_rows=3)
-    copied = StreamCopy(ctx, (CopyArrowTable(ctx, (logged,)),), streaming_batch_size=30)
+    copied = StreamCopy(
+        ctx, (CopyArrowTable(ctx, (logged,)),), streaming_batch_size=30, output_path=f"{data_root}/mine"
+    )
     nothing = StreamCopy(ctx, (SqlEngineNode(ctx, (logged,), "SELECT * FROM {0} WHERE a < 0"),))
     told = {
         "rows": run_plan(session, copied).final_output.to_arrow_table().to_pylist(),
         "nothing": run_plan(session, nothing).final_output.to_arrow_table().schema.names,
         "log": Path(session._runtime_ctx.job_root, "log", "rank-0.log").read_text(),
     }
-    Path(facts_path).write_text(json.dumps(told))
     session.shutdown()
+    told["left"] = sorted(os.listdir(f"{data_root}/mine"))
+    told["job"] = sorted(os.listdir(session._runtime_ctx.job_root))
+    told["status"] = Path(session._runtime_ctx.job_status_path).read_text()
+    Path(facts_path).write_text(json.dumps(told))
 
 
 if __name__ == "__main__":
