@@ -7,7 +7,7 @@ string or a comment is never taken for a column or a function.
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import duckdb
@@ -17,6 +17,8 @@ from smallpond_mpi.logical.dataset.quoting import quote_name
 from smallpond_mpi.logical.schema import scratch
 
 Tree = dict[str, Any]
+
+MAX_KEPT_TEXTS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +111,7 @@ def parse(text: str) -> list[Expression]:
 
 
 def _statements(query: str, shown: str) -> list[Tree]:
-    with scratch() as conn:
-        ((text,),) = conn.execute("SELECT json_serialize_sql(?)", [query]).fetchall()
-    result = json.loads(text)
+    result = json.loads(_asked("json_serialize_sql", query))
     if result["error"]:
         raise InvalidQuery(f"{shown!r} is no SQL expression: {result['error_message']}")
     if len(result["statements"]) != 1:
@@ -122,23 +122,22 @@ def _statements(query: str, shown: str) -> list[Tree]:
 
 def select_tree() -> Tree:
     """The parse tree of `SELECT 1`."""
-    return json.loads(_select_text())  # type: ignore[no-any-return]
+    return json.loads(_asked("json_serialize_sql", "SELECT 1"))  # type: ignore[no-any-return]
 
 
-@cache
-def _select_text() -> str:
+@lru_cache(MAX_KEPT_TEXTS)
+def _asked(function: str, text: str) -> str:
+    """What a function of DuckDB's makes of a text; an expression is looked at several times while a plan is made."""
     with scratch() as conn:
-        ((text,),) = conn.execute("SELECT json_serialize_sql('SELECT 1')").fetchall()
-    return str(text)
+        ((made,),) = conn.execute(f"SELECT {function}(?)", [text]).fetchall()
+    return str(made)
 
 
 def sql_of(tree: Tree) -> str:
     """The text of an expression's tree."""
     query = select_tree()
     query["statements"][0]["node"]["select_list"] = [tree]
-    with scratch() as conn:
-        ((text,),) = conn.execute("SELECT json_deserialize_sql(?)", [json.dumps(query)]).fetchall()
-    return str(text).removeprefix("SELECT ")
+    return _asked("json_deserialize_sql", json.dumps(query)).removeprefix("SELECT ")
 
 
 # what is in an expression

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import closing, contextmanager, suppress
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -47,13 +47,14 @@ MAX_FILES_UNITED = 64
 """Files with different columns that are opened to learn all of them; of more the columns are not known beforehand."""
 
 _known: "WeakKeyDictionary[Node, Schema | None]" = WeakKeyDictionary()
+MAX_TABLES = 2000
 KEPT_RULES = frozenset({"unused_columns", "cte_inlining", "deliminator"})
 
 
 @contextmanager
 def scratch(alone: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection to bind queries on: a cursor of a kept instance, whose temporary tables go with it, or (`alone`) an instance of its own."""
-    conn = _new_instance() if alone else _binder().cursor()
+    conn = _new_instance() if alone else _binder().conn.cursor()
     try:
         yield conn
     finally:
@@ -64,18 +65,43 @@ def _new_instance() -> duckdb.DuckDBPyConnection:
     return duckdb.connect(":memory:", config={"threads": 1})
 
 
-@cache
-def _binder() -> duckdb.DuckDBPyConnection:
-    return _new_instance()
+class _Binder:
+    """A kept instance, with empty tables of the columns that were asked about: making one takes longer than binding a query on it."""
+
+    def __init__(self, settings: str = "") -> None:
+        self.conn = _new_instance()
+        self.conn.execute(settings)
+        self._names: dict[tuple[int, str], str] = {}
+        self._num_made = 0
+
+    def tables(self, schemas: Sequence[Schema]) -> list[str]:
+        """The names of tables with these columns, two of them also where two inputs have the same."""
+        if len(self._names) > MAX_TABLES:
+            self.conn.execute("; ".join(f"DROP TABLE {name}" for name in self._names.values()))
+            self._names.clear()
+        return [self._table(index, columns_of_table(schema)) for index, schema in enumerate(schemas)]
+
+    def _table(self, index: int, columns: str) -> str:
+        name = self._names.get((index, columns))
+        if name is None:
+            self._num_made += 1
+            name = f"__columns_{index}_{self._num_made}"
+            self.conn.execute(f"CREATE TABLE {name} ({columns})")
+            self._names[index, columns] = name
+        return name
 
 
 @cache
-def _column_finder() -> duckdb.DuckDBPyConnection:
+def _binder() -> _Binder:
+    return _Binder()
+
+
+@cache
+def _column_finder() -> _Binder:
     """An instance whose optimizer only removes columns: over empty tables other rules would remove everything."""
-    conn = _new_instance()
-    rules = [rule for (rule,) in conn.execute("SELECT name FROM duckdb_optimizers()").fetchall()]
-    conn.execute(f"SET disabled_optimizers='{','.join(rule for rule in rules if rule not in KEPT_RULES)}'").fetchall()
-    return conn
+    with scratch() as conn:
+        rules = [rule for (rule,) in conn.execute("SELECT name FROM duckdb_optimizers()").fetchall()]
+    return _Binder(f"SET disabled_optimizers='{','.join(rule for rule in rules if rule not in KEPT_RULES)}'")
 
 
 def schema_of(node: Node) -> Schema | None:
@@ -192,8 +218,8 @@ def schema_of_arrow(schema: pa.Schema) -> Schema:
 def arrow_schema(schema: Schema) -> pa.Schema:
     """The Arrow types that columns of DuckDB's types are read as."""
     with scratch() as conn:
-        create_tables(conn, [schema])
-        return conn.sql("FROM __columns_0").to_arrow_table().schema
+        conn.execute(f"CREATE TEMP TABLE __of_arrow ({columns_of_table(schema)})")
+        return conn.sql("FROM __of_arrow").to_arrow_table().schema
 
 
 def _columns(relation: Any) -> Schema:
@@ -235,28 +261,47 @@ def bound_query(
     tables = [schema for schema in schemas if schema is not None]
     if len(tables) < len(schemas):
         return None
-    with scratch(alone=bool(udfs)) as conn:
-        for udf in udfs:
-            udf.bind(conn)
-        text = on_tables(conn, query, tables, node)
-        try:
-            statements = duckdb.extract_statements(text)
-            if len(statements) != 1 or statements[0].type is not duckdb.StatementType.SELECT:
-                return None
-            relation = conn.sql(text)
-            refuse_twice(relation.columns, node)
-            return dict(zip(relation.columns, relation.types, strict=True))
-        except (duckdb.BinderException, duckdb.ParserException, duckdb.CatalogException) as error:
-            raise told(error, query, tables, node) from None
+    try:
+        if udfs:
+            with scratch(alone=True) as conn:
+                for udf in udfs:
+                    udf.bind(conn)
+                columns = _bound_on(conn, on_tables(query, create_tables(conn, tables), node))
+        else:
+            columns = _bound_text(on_tables(query, _binder().tables(tables), node))
+    except (duckdb.BinderException, duckdb.ParserException, duckdb.CatalogException) as error:
+        raise told(error, query, tables, node) from None
+    if columns is None:
+        return None
+    refuse_twice([name for name, _ in columns], node)
+    return dict(columns)
 
 
-def on_tables(conn: duckdb.DuckDBPyConnection, query: str, schemas: Sequence[Schema], node: Node | None = None) -> str:
-    """A node's query, to be bound on empty tables of a connection."""
-    create_tables(conn, schemas)
+Columns = tuple[tuple[str, Any], ...]
+
+
+@lru_cache(MAX_TABLES)
+def _bound_text(text: str) -> Columns | None:
+    """As `_bound_on` the kept instance, whose tables are never others under the same name."""
+    with scratch() as conn:
+        return _bound_on(conn, text)
+
+
+def _bound_on(conn: duckdb.DuckDBPyConnection, text: str) -> Columns | None:
+    """The columns of a text that is one SELECT, None if it is not."""
+    statements = duckdb.extract_statements(text)
+    if len(statements) != 1 or statements[0].type is not duckdb.StatementType.SELECT:
+        return None
+    relation = conn.sql(text)
+    return tuple(zip(relation.columns, relation.types, strict=True))
+
+
+def on_tables(query: str, tables: Sequence[str], node: Node | None = None) -> str:
+    """A node's query, to be bound on empty tables."""
     names: dict[str, object] = dict.fromkeys(("batch_index", "query_index", "rand_seed"), 0)
     names |= {"cpu_limit": 1, "memory_limit": 1, "output_filename": "file", DATA_PARTITION_COLUMN_NAME: 0}
     names |= {} if node is None else _dimensions(node)
-    return format_query(query, names | {str(index): f"__columns_{index}" for index in range(len(schemas))})
+    return format_query(query, names | {str(index): table for index, table in enumerate(tables)})
 
 
 def _dimensions(node: Node) -> dict[str, object]:
@@ -264,11 +309,18 @@ def _dimensions(node: Node) -> dict[str, object]:
     return {dimension: 0 for dep in node.input_deps for dimension in found[dep].dims}
 
 
-def create_tables(conn: duckdb.DuckDBPyConnection, schemas: Iterable[Schema]) -> None:
-    """Empty tables `__columns_0`, `__columns_1`, ... with these columns."""
+def create_tables(conn: duckdb.DuckDBPyConnection, schemas: Iterable[Schema]) -> list[str]:
+    """Empty tables with these columns, and their names."""
+    names = []
     for index, schema in enumerate(schemas):
-        columns = ", ".join(f"{quote_name(name)} {kind}" for name, kind in schema.items())
-        conn.execute(f"CREATE OR REPLACE TEMP TABLE __columns_{index} ({columns})").fetchall()
+        names.append(f"__columns_{index}")
+        conn.execute(f"CREATE TEMP TABLE {names[-1]} ({columns_of_table(schema)})")
+    return names
+
+
+def columns_of_table(schema: Schema) -> str:
+    """As they stand in CREATE TABLE."""
+    return ", ".join(f"{quote_name(name)} {kind}" for name, kind in schema.items())
 
 
 def refuse_twice(names: Iterable[str], node: Node | None) -> None:
@@ -317,12 +369,13 @@ def no_column(name: str, columns: Iterable[str]) -> str:
 
 def columns_read(query: str, schemas: Sequence[Schema]) -> list[list[str]] | None:
     """The columns that a query reads of each input, as DuckDB's planner finds them; None if that can't be said."""
-    with closing(_column_finder().cursor()) as conn, suppress(duckdb.Error):
-        text = on_tables(conn, query, schemas)
-        ((_, plan),) = conn.execute(f"EXPLAIN (FORMAT JSON) {text}").fetchall()
+    finder = _column_finder()
+    tables = finder.tables(schemas)
+    with closing(finder.conn.cursor()) as conn, suppress(duckdb.Error):
+        ((_, plan),) = conn.execute(f"EXPLAIN (FORMAT JSON) {on_tables(query, tables)}").fetchall()
         scans = _scans(json.loads(plan))
-        if all(f"__columns_{index}" in scans for index in range(len(schemas))):
-            read = [scans[f"__columns_{index}"] for index in range(len(schemas))]
+        if all(table in scans for table in tables):
+            read = [scans[table] for table in tables]
             return [
                 [name for name in schema if names is None or name in names]
                 for schema, names in zip(schemas, read, strict=True)
