@@ -83,7 +83,7 @@ class Job:
             if config.random_seed is None:
                 ctx.random_seed = restored.started.random_seed
         restored.use_seed(ctx.random_seed)
-        logging.getLogger("smallpond_mpi").setLevel(LEVELS[config.console_log_level])
+        set_console_level(config)
         shows = LEVELS[config.console_log_level] <= logging.INFO
         self._observer = Observer.for_terminal(
             config.progress if shows else "none",
@@ -231,6 +231,11 @@ class Job:
                 file.write("success\n" if self.failure is None else f"failure: {self.failure}\n")
         except OSError as error:
             raise DataRootUnusable(error.errno, f"{ctx.job_status_path} can't be written: {error.strerror}") from None
+
+
+def set_console_level(config: Config) -> None:
+    """From now on this package's warnings are shown or not as the job wants it."""
+    logging.getLogger("smallpond_mpi").setLevel(LEVELS[config.console_log_level])
 
 
 def check_data_root(data_root: str) -> None:

@@ -21,7 +21,7 @@ from smallpond_mpi.common import (
     SmallpondError,
 )
 from smallpond_mpi.config import ENV_OF, Config, LogLevel, MemoryAllocator, SpeculativeExec, resolve
-from smallpond_mpi.execution.job import Job
+from smallpond_mpi.execution.job import Job, set_console_level
 from smallpond_mpi.execution.scheduler.view import Scheduler
 from smallpond_mpi.execution.task.plan import ExecutionPlan
 from smallpond_mpi.logical.node import LogicalPlan
@@ -132,7 +132,7 @@ class JobManager:
             enforce_memory_limit: tasks run under an RLIMIT_DATA of 1.5 times their memory limit.
             console_log_level: how much is said on stderr. file_log_level: how much goes into log/scheduler.log.
             sched_state_observers: called with a view of the job at its start and end and while it runs.
-            output_path: an absolute path that the result is copied to.
+            output_path: where the result is copied to.
             kwargs: see smallpond_mpi.config.Config.
 
         Returns:
@@ -154,7 +154,6 @@ class JobManager:
     def _config(self, options: dict[str, Any], more: Mapping[str, Any]) -> Config:
         """What was asked for. SP_* variables are for what was not."""
         defaults = {name: parameter.default for name, parameter in inspect.signature(self.run).parameters.items()}
-        explain_meaningless(options | self._without_effect, defaults | {"task_image": "default"})
         settings = {name: value for name, value in options.items() if name not in MEANINGLESS}
         settings["env_overrides"] = environment_of(settings.pop("env_variables") or ())
         settings["data_root"] = self.data_root
@@ -162,7 +161,10 @@ class JobManager:
             settings["memory_allocator"] = None  # Arrow's own choice is the same, and a variable may say otherwise
         chosen = {name for name, value in settings.items() if value != defaults.get(name)}
         env = {variable: os.environ.get(variable, "") for name, variable in ENV_OF.items() if name not in chosen}
-        return resolve({**settings, **more}, env)
+        config = resolve({**settings, **more}, env)
+        set_console_level(config)
+        explain_meaningless(options | self._without_effect, defaults | {"task_image": "default"})
+        return config
 
 
 def run_plan(
@@ -226,7 +228,7 @@ def explain_meaningless(options: Mapping[str, Any], defaults: Mapping[str, Any])
     """Say of each option that was given and has no effect here why that is so, once a process."""
     given = [name for name in MEANINGLESS if name in options and options[name] != defaults.get(name)]
     for name in given:
-        if name not in _explained:
+        if name not in _explained and logger.isEnabledFor(logging.WARNING):
             _explained.add(name)
             logger.warning("%s=%r has no effect here: %s", name, options[name], MEANINGLESS[name])
 

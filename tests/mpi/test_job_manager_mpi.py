@@ -1,0 +1,139 @@
+"""JobManager and Driver on ranks: one launch runs one job after the other, and ends as rank 0 says."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.launch import is_open_mpi, launcher
+from tests.scripts import Place, finished
+
+pytestmark = [pytest.mark.mpi, pytest.mark.skipif(launcher() is None, reason="no mpirun beside this python")]
+
+SUM = 999 * 500
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+JOBS = """
+from smallpond_mpi.execution.manager import JobManager
+def slow(ctx, tables):
+    time.sleep(0.2)
+    return tables[0]
+def fail(ctx, tables):
+    raise ValueError("no such luck")
+manager = JobManager()
+say(told(manager.run(compute_plan(slow, 8), job_id="one", progress="none")))
+say(told(manager.run(compute_plan(fail, 8), job_id="two", max_fail_count=1)))
+say(told(manager.run(compute_plan(slow, 8), job_id="three", progress="none")))
+say(told(manager.run(sum_plan(), job_id="one", progress="none"))["successful"])
+sys.exit(7 if "fail" in sys.argv else 0)
+"""
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_jobs_one_after_the_other(ranks: int, place: Place) -> None:
+    ran = place.run(JOBS, ranks=ranks)
+    assert ran.code == 0, ran.stderr
+    one, two, three, last = ran.told
+    for done in (one, three):
+        assert sum(row["a"] for row in done["rows"]) == SUM
+        assert set(done["ranks"]) - {0}, "other ranks computed"
+        assert done["retries"] == 0
+    assert not two["successful"]
+    assert "no such luck" in two["error"]
+    assert last is True
+
+
+def test_the_exit_code_is_rank_0s(place: Place) -> None:
+    ran = place.run(JOBS, ["fail"], ranks=2)
+    assert ran.code == 7, ran.stderr
+    assert len(ran.told) == 4
+
+
+def test_a_wrong_option_is_told_once(place: Place) -> None:
+    ran = place.run(
+        "from smallpond_mpi.execution.manager import JobManager\nJobManager().run(sum_plan(), max_fail_count=0)",
+        ranks=3,
+    )
+    assert ran.code == 1
+    assert ran.stderr.count("max_fail_count=0: must be more than 0") == 1
+
+
+DRIVER = """
+from smallpond_mpi.execution.driver import Driver
+driver = Driver()
+driver.add_argument("-n", "--npartitions", type=int, default=4)
+def compute(ctx, tables):
+    if tables[0].num_rows == 0:
+        raise ValueError("nothing")
+    time.sleep(0.1)
+    return tables[0]
+def build(npartitions):
+    return compute_plan(compute, npartitions)
+done = driver.run(build(**driver.get_arguments()), stop_process_on_done=False)
+say([driver.mode, told(done)])
+driver.run(build(2000))
+say("not reached")
+"""
+
+
+@pytest.mark.parametrize("mode", [[], ["mpi"]])
+def test_a_driver_on_ranks(mode: list[str], place: Place) -> None:
+    ran = place.run(DRIVER, [*mode, "-n", "8", "--fail_fast", "--console_log_level", "ERROR"], ranks=3)
+    assert ran.code == 1, "the second plan fails, and the process with it"
+    assert "ValueError: nothing" in ran.stderr
+    ((said_mode, done),) = ran.told
+    assert said_mode == (mode or [None])[0]
+    assert sum(row["a"] for row in done["rows"]) == SUM
+    assert set(done["ranks"]) - {0}
+
+
+def test_several_schedulers_of_one_launch_are_refused(place: Place) -> None:
+    ran = place.run(DRIVER, ["scheduler"], ranks=2)
+    assert ran.code == 1
+    assert "one job has one scheduler" in ran.stderr
+
+
+@pytest.mark.skipif(not is_open_mpi(), reason="only Open MPI goes on after a death")
+@pytest.mark.fault
+def test_a_rank_that_died_is_not_waited_for_by_the_next_job(place: Place) -> None:
+    script = place.write(
+        """
+        import signal
+        from smallpond_mpi.execution.manager import JobManager
+        def kill_rank(ctx, tables):
+            if first_time(here("marks"), ctx) and ctx.task.exec_id.endswith(".2"):
+                os.kill(int(open(here("rank-2")).read()), signal.SIGKILL)
+                time.sleep(60)
+            time.sleep(0.3)
+            return tables[0]
+        os.makedirs(here("marks"), exist_ok=True)
+        if os.environ.get("OMPI_COMM_WORLD_RANK") == "2":
+            open(here("rank-2"), "w").write(str(os.getpid()))
+        began = time.monotonic()
+        say(told(JobManager().run(compute_plan(kill_rank, 8), gone_secs=20.0, late_secs=10.0)))
+        say(told(JobManager().run(sum_plan()))["successful"])
+        """
+    )
+    ulfm = {"PRTE_MCA_prte_with_ft": "ulfm"}
+    import subprocess
+    import sys
+
+    from tests.launch import mpirun_command
+
+    process = subprocess.Popen(
+        mpirun_command(3, [sys.executable, str(script)], options=("--with-ft", "ulfm")),
+        env=place.env(ulfm),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    ran = finished(process)
+    first, second = ran.told
+    assert sum(row["a"] for row in first["rows"]) == SUM
+    assert second is True
