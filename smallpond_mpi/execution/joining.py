@@ -5,6 +5,7 @@ executor:  waits for a lease that is alive ──▶ joins {job}/queue/{nonce} �
            Shutdown (0), SIGTERM or SIGINT (128 + signal), the scheduler is dead (1)
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -28,6 +29,8 @@ from smallpond_mpi.platform.process import is_dead, sleep_precisely
 
 WAIT_SECS = 3600.0
 """How long an executor waits for a scheduler to begin."""
+ENDED_WAIT_SECS = 30.0
+"""How long an executor waits for a job that has ended: it may be about to be started again."""
 LOOK_SECS = 0.25
 CLOSE_SECS = 5.0
 
@@ -98,16 +101,28 @@ def serve_job(paths: JobPaths, env: Mapping[str, str], limits: Limits, wait_secs
 
 def _join(paths: JobPaths, wait_secs: float, wants_out: Callable[[], bool]) -> FileTransport | None:
     """Take a number in the run of a live scheduler; None if this process is to leave first."""
-    deadline = time.monotonic() + wait_secs
+    while (root := wait_for_run(paths, wait_secs, wants_out)) is not None:
+        with contextlib.suppress(FileNotFoundError):  # it ended just now
+            return FileTransport.join(root, beat_path=paths.owner)
+    return None
+
+
+def wait_for_run(paths: JobPaths, wait_secs: float, wants_out: Callable[[], bool] = lambda: False) -> str | None:
+    """The directory of a live scheduler's run, as soon as there is one; None if this process is to leave first.
+
+    Raises:
+        SmallpondError: nobody has begun the job within `wait_secs`; or it has ended, and nobody begins it again.
+    """
+    began = time.monotonic()
     has_told = False
     while not wants_out():
         root = find_run(paths, wants_out)
         if root is not None:
-            try:
-                return FileTransport.join(root, beat_path=paths.owner)
-            except FileNotFoundError:
-                continue  # it ended just now
-        if time.monotonic() > deadline:
+            return root
+        waited = time.monotonic() - began
+        if waited > ENDED_WAIT_SECS and os.path.exists(paths.status):
+            raise SmallpondError(f"job {paths.job} below {paths.data_root} has ended, {_how_it_ended(paths)}")
+        if waited > wait_secs:
             raise SmallpondError(
                 f"no scheduler has begun job {paths.job} below {paths.data_root} within {wait_secs:g} seconds: start the script in mode scheduler "
                 "with the same --job_id and --data_root"
@@ -118,6 +133,12 @@ def _join(paths: JobPaths, wait_secs: float, wants_out: Callable[[], bool]) -> F
             sys.stderr.flush()
         time.sleep(LOOK_SECS)
     return None
+
+
+def _how_it_ended(paths: JobPaths) -> str:
+    with open(paths.status) as file:
+        status = file.read().strip()
+    return "with success" if status == "success" else f"with {status}"
 
 
 def find_run(paths: JobPaths, wants_out: Callable[[], bool] = lambda: False) -> str | None:

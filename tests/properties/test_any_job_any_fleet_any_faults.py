@@ -113,6 +113,7 @@ policies = st.builds(
     Policy,
     max_fail_count=st.sampled_from([3, 1, 10]),
     prioritize_retry=st.booleans(),
+    stop_executor_on_failure=st.booleans(),
     nonzero_exitcode_as_oom=st.booleans(),
     late_secs=st.just(8.0),
     gone_secs=st.just(20.0),

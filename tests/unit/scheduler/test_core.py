@@ -19,6 +19,7 @@ from smallpond_mpi.execution.scheduler.events import (
     Checkpointed,
     LocalRunEnded,
     PollingResumed,
+    RankLost,
     RankReported,
     StopRequested,
 )
@@ -181,6 +182,53 @@ def test_a_task_that_runs_at_the_death_of_three_ranks_is_given_up(desk: Desk) ->
     desk.lost(desk.where(1))
     desk.lost(desk.where(1))
     assert desk.lost(desk.where(1)) == [FinishJob(TaskId(1), "it was running at the death of 3 ranks")]
+
+
+def test_a_rank_that_leaves_is_not_suspected(desk: Desk) -> None:
+    for number in range(5):
+        desk.joins(number)
+        if number == 0:
+            desk.submits(task(1))
+        assert desk.where(1) == number
+        desk(RankLost(Rank(number), "it has left", has_left=True))
+    desk.joins(9)
+    assert desk.core.fail_count(TaskId(1)) == 0
+    assert desk.ends(1)[-1] == FINISHED
+
+
+@pytest.mark.parametrize("policy", [Policy(stop_executor_on_failure=True, max_fail_count=9)])
+def test_a_rank_on_which_a_task_failed_gets_no_more_unless_it_is_the_last(desk: Desk) -> None:
+    for number in (0, 1, 2):
+        desk.joins(number, rank(2))
+    desk.submits(*(task(number) for number in range(1, 7)))
+    used = [desk.where(number) for number in range(1, 7)]
+    assert sorted(used) == [0, 0, 1, 1, 2, 2]
+    failed = desk.where(1)
+    desk.ends(1, FailureKind.EXCEPTION)
+    (view,) = [view for view in desk.core.rank_views() if view.number == failed]
+    assert (view.is_stopped, view.is_open, len(view.tasks)) == (True, False, 1)
+    for number in range(2, 7):
+        desk.ends(number)
+    assert desk.where(1) != failed
+    second = desk.where(1)
+    desk.ends(1, FailureKind.SIGNAL)
+    third = desk.where(1)
+    assert third not in (failed, second)
+    desk.ends(1, FailureKind.EXCEPTION)
+    assert desk.where(1) == third, "the last one is not stopped"
+    assert desk.ends(1)[-1] == FINISHED
+    desk.joins(failed, rank(2))
+    assert not any(view.is_stopped for view in desk.core.rank_views() if view.number == failed)
+
+
+@pytest.mark.parametrize("policy", [Policy(stop_executor_on_failure=True)])
+def test_what_only_a_stopped_rank_was_large_enough_for_is_given_up(desk: Desk) -> None:
+    desk.joins(0)
+    desk.joins(1, rank(4))
+    desk.submits(task(1, cpus=4), task(2, cpus=4))
+    out = desk.ends(1, FailureKind.EXCEPTION) + desk.waits(121)
+    (finish,) = of(FinishJob, out)
+    assert "asks for 4 CPUs" in finish.reason
 
 
 def test_tasks_that_only_waited_on_ranks_that_died_are_not_given_up(desk: Desk) -> None:
