@@ -57,6 +57,7 @@ def test_a_users_exception_comes_back_as_text(failing: Facts) -> None:
 def test_want_of_memory_and_exit_codes_have_classes_of_their_own(failing: Facts) -> None:
     memory = failing.told["memory in run"]
     assert (memory["exception"], memory["oom"]) == ("OutOfMemory", [True, True])
+    assert memory["limit raised"] > 100 << 20  # to the most that a rank can give, before the task was given up
     assert "MemoryError: no room" in memory["text"]
     assert "failing.py" in memory["text"]
     for name in ("exit in run", "hard exit in run"):

@@ -327,6 +327,11 @@ class SchedulerCore:
         trouble = self._board.troubles.get(task)
         return 0 if trouble is None else trouble.fails
 
+    def raised_limit(self, task: TaskId) -> int | None:
+        """The bytes that its limit was raised to, for want of memory; None if it never was."""
+        trouble = self._board.troubles.get(task)
+        return None if trouble is None else trouble.memory_bytes
+
     @property
     def n_retries(self) -> int:
         """How often a task went back into a queue."""

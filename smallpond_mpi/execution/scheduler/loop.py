@@ -32,7 +32,7 @@ from smallpond_mpi.execution.model import (
     TaskRuntimeId,
     WorkStatus,
 )
-from smallpond_mpi.execution.payload import MAX_INLINE_BYTES, Packer, exception_of, failure_of, merge_state
+from smallpond_mpi.execution.payload import MAX_INLINE_BYTES, Packer, exception_of, failure_of, merge_state, raised_by
 from smallpond_mpi.execution.protocol import (
     Alive,
     Blob,
@@ -516,6 +516,11 @@ class SchedulerLoop:
         if not failures:
             return error_of(task, (), reason)
         last = failures[-1]
+        raised = self._core.raised_limit(task_id)
+        if raised is not None:
+            if task.memory_limit:
+                task._memory_boost = raised_by(task.memory_limit, raised)
+            task.memory_limit = raised
         task.exception = exception_of(last)
         task.status = WorkStatus.FAILED if last.type_name == "Failed" else WorkStatus.CRASHED
         return error_of(task, failures, reason, self._ctx.paths.rank_log(last.rank))

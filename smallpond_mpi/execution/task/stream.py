@@ -136,6 +136,8 @@ class ArrowStreamTask(ExecSqlQueryMixin):
 
     def clean_complex_attrs(self) -> None:
         self.process_func = None
+        for name in ("_first_batches", "_num_taken", "_counts_on", "_batch_size"):
+            self.__dict__.pop(name, None)
         super().clean_complex_attrs()
 
     @property
