@@ -9,7 +9,7 @@ import logging
 import os
 import pickle
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from smallpond_mpi import entry
@@ -253,7 +253,7 @@ def environment_of(variables: Sequence[str]) -> dict[str, str]:
 def _checked_observer(observer: Any) -> "Scheduler.StateObserver":
     if isinstance(observer, Scheduler.StateObserver):
         return observer
-    if isinstance(observer, Callable):  # type: ignore[arg-type]
+    if callable(observer):
         return Scheduler.StateObserver(observer)
     raise InvalidArgument(
         f"sched_state_observers must be Scheduler.StateObserver objects or functions of a Scheduler, not {observer!r}"
