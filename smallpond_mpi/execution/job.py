@@ -67,6 +67,7 @@ class Job:
         try:
             self._start_engine()
         except BaseException:
+            shutil.rmtree(paths.queue, ignore_errors=True)  # executors that have joined see it go
             self._lease.release()
             raise
 

@@ -146,7 +146,23 @@ def test_a_lease_that_is_not_renewed_is_a_dead_scheduler(tmp_path: Path) -> None
     assert after(50.0, "nonce 4") == []
     gone = PeerGone(SCHEDULER_RANK, "its lease was not renewed for 60 seconds")
     assert after(11.0, "another's nonse 5") == [gone]
-    assert after(100.0, "") == []
+    assert after(100.0, "nonce 6") == [], "told once"
+
+
+def test_a_lease_that_was_given_back_is_the_end_whatever_was_said_before(tmp_path: Path) -> None:
+    scheduler, beat, clock = FileTransport.open(str(tmp_path / "nonce")), tmp_path / "owner", Clock()
+    beat.write_text("nonce 1")
+    executor = FileTransport.join(str(tmp_path / "nonce"), beat_path=str(beat), clock=clock)
+    clock.now += 100.0
+    assert list(executor.poll()) == []
+    scheduler.send(executor.rank, b"go home")
+    scheduler.poll()
+    beat.write_text("")
+    clock.now += 1.1
+    assert list(executor.poll()) == [
+        Received(SCHEDULER_RANK, b"go home"),
+        PeerGone(SCHEDULER_RANK, "it has given its lease back"),
+    ]
 
 
 def test_idle_polls_hardly_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

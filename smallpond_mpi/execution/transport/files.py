@@ -221,13 +221,16 @@ class FileTransport:
         return mark is not None and is_dead(mark) is True
 
     def _listen(self, path: str, now: float) -> None:
-        """The scheduler renews its lease as long as it lives, whatever it does; at its end the file is emptied."""
+        """The scheduler renews its lease as long as it lives, whatever it does, and empties it when it ends."""
         try:
             with open(path) as file:
                 beat = file.read()
         except OSError:
-            beat = ""
-        if os.path.basename(self._root) in beat and beat != self._beat:  # the lease may be another's by now
+            beat = self._beat
+        if not beat:
+            self._look(now)  # it may have said goodbye before
+            self._lose(SCHEDULER_RANK, "it has given its lease back")
+        elif os.path.basename(self._root) in beat and beat != self._beat:  # the lease may be another's by now
             self._beat, self._beat_at = beat, now
         elif now - self._beat_at > self._silence_secs:
             self._lose(SCHEDULER_RANK, f"its lease was not renewed for {self._silence_secs:g} seconds")
