@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 from smallpond_mpi.common import InvalidArgument
 from smallpond_mpi.config import LogLevel, ProgressStyle, SpeculativeExec
-from smallpond_mpi.execution.joining import Limits, serve_job
+from smallpond_mpi.execution.joining import Allowance, serve_job
 from smallpond_mpi.execution.manager import JobManager
 from smallpond_mpi.execution.paths import JobPaths, job_uuid
 from smallpond_mpi.execution.task.plan import ExecutionPlan
@@ -240,8 +240,8 @@ class Driver:
         if self.job_id is None:
             raise InvalidArgument("mode executor needs the --job_id (or SP_JOBID) of the scheduler that it works for")
         given = self._driver_arguments
-        limits = Limits(*(given.get(name) for name in OF_EXECUTORS))
-        return serve_job(JobPaths(self.data_root, str(job_uuid(self.job_id))), os.environ, limits)
+        allowance = Allowance(*(given.get(name) for name in OF_EXECUTORS))
+        return serve_job(JobPaths(self.data_root, str(job_uuid(self.job_id))), os.environ, allowance)
 
 
 def _options(without: Mapping[str, Any] | tuple[()]) -> argparse.ArgumentParser:

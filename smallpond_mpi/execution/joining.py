@@ -36,7 +36,7 @@ CLOSE_SECS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class Allowance:
     """The most that an executor may use of what it finds; None: all. For several on one host that nobody has bound to a part of it."""
 
     cpus: int | None = None
@@ -55,7 +55,7 @@ class Limits:
         )
 
 
-def serve_job(paths: JobPaths, env: Mapping[str, str], limits: Limits, wait_secs: float = WAIT_SECS) -> int:
+def serve_job(paths: JobPaths, env: Mapping[str, str], allowance: Allowance, wait_secs: float = WAIT_SECS) -> int:
     """Work for a job, once it is run by a scheduler that executors join by files; the exit code for this process.
 
     Raises:
@@ -80,7 +80,7 @@ def serve_job(paths: JobPaths, env: Mapping[str, str], limits: Limits, wait_secs
             transport,
             rank=transport.rank,
             peer=SCHEDULER_RANK,
-            capacity=limits.of(discover.capacity(transport.rank, (me,), env, world_size=1)),
+            capacity=allowance.of(discover.capacity(transport.rank, (me,), env, world_size=1)),
             host=socket.gethostname(),
             server=server,
         )

@@ -1,7 +1,9 @@
 """The Driver: its command line, and what it does with the process."""
 
 import contextlib
+import inspect
 import io
+import time
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +95,6 @@ def test_options_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_option_of_run_is_one_of_the_command_line() -> None:
-    import inspect
-
     known = set(inspect.signature(JobManager.run).parameters) - {"self", "plan", "kwargs", "sched_state_observers"}
     driver = Driver()
     with contextlib.redirect_stdout(io.StringIO()) as out, pytest.raises(SystemExit) as left:
@@ -185,15 +185,15 @@ def test_platforms_start_and_stop_scripts(place: Place, monkeypatch: pytest.Monk
     assert Platform.is_available()
     assert Platform.default_job_id() == "an id"
     assert Platform.default_memory_allocator() == "mimalloc"
-    assert abs(Platform.default_job_time() - __import__("time").time()) < 60
+    assert abs(Platform.default_job_time() - time.time()) < 60
     script = place.write(
         "import time\nopen(here(sys.argv[1] + os.environ['X'] + str(os.getpid())), 'w').close()\ntime.sleep(600)"
     )
     platform = Platform()
     pids = platform.start_job(2, str(script), ["started-"], {**place.env(), "X": "-"})
-    deadline = __import__("time").monotonic() + 60
+    deadline = time.monotonic() + 60
     while len(list(place.path.glob("started-*"))) < 2:
-        assert __import__("time").monotonic() < deadline
+        assert time.monotonic() < deadline
     assert {path.name for path in place.path.glob("started-*")} == {f"started--{pid}" for pid in pids}
     for pid in pids:
         platform.stop_job(pid)

@@ -1,10 +1,12 @@
 """JobManager and Driver on ranks: one launch runs one job after the other, and ends as rank 0 says."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.launch import is_open_mpi, launcher
+from tests.launch import is_open_mpi, launcher, mpirun_command
 from tests.scripts import Place, finished
 
 pytestmark = [pytest.mark.mpi, pytest.mark.skipif(launcher() is None, reason="no mpirun beside this python")]
@@ -118,15 +120,9 @@ def test_a_rank_that_died_is_not_waited_for_by_the_next_job(place: Place) -> Non
         say(told(JobManager().run(sum_plan()))["successful"])
         """
     )
-    ulfm = {"PRTE_MCA_prte_with_ft": "ulfm"}
-    import subprocess
-    import sys
-
-    from tests.launch import mpirun_command
-
     process = subprocess.Popen(
         mpirun_command(3, [sys.executable, str(script)], options=("--with-ft", "ulfm")),
-        env=place.env(ulfm),
+        env=place.env(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -137,3 +133,30 @@ def test_a_rank_that_died_is_not_waited_for_by_the_next_job(place: Place) -> Non
     first, second = ran.told
     assert sum(row["a"] for row in first["rows"]) == SUM
     assert second is True
+
+
+def test_a_rank_on_which_a_task_failed_is_stopped(place: Place) -> None:
+    ran = place.run(
+        """
+        from smallpond_mpi.execution.manager import JobManager
+        def once(ctx, tables):
+            try:
+                open(here("failed"), "x").close()
+            except FileExistsError:
+                time.sleep(0.2)
+                return tables[0]
+            raise ValueError("the first of all")
+        stopped = []
+        def watch(scheduler):
+            stopped.append(sorted(one.rank for one in scheduler.stopped_executors + scheduler.stopping_executors))
+        done = JobManager().run(compute_plan(once, 12), stop_executor_on_failure=True, sched_state_observers=[watch], speculative_exec="disable")
+        say([told(done), stopped[-1], open(os.path.join(done.ctx.log_root, "scheduler.log")).read()])
+        """,
+        ranks=3,
+    )
+    assert ran.code == 0, ran.stderr
+    ((done, stopped, log),) = ran.told
+    assert sum(row["a"] for row in done["rows"]) == SUM
+    assert done["fails"] == 1
+    assert len(stopped) == 1
+    assert f"on rank {stopped[0]} " in log, "where it failed"
