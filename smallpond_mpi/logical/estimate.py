@@ -19,7 +19,7 @@ from smallpond_mpi.logical.node.partition import RepeatPartitionNode
 from smallpond_mpi.logical.node.reshape import UnionNode
 from smallpond_mpi.logical.node.source_sink import DataSourceNode
 from smallpond_mpi.logical.node.sql import LimitNode, SqlEngineNode
-from smallpond_mpi.logical.schema import Schema, schema_of
+from smallpond_mpi.logical.schema import Schema, bound_query, schema_of
 
 MAX_FILES_LOOKED_AT = 1000
 UNKNOWN_ROWS = 10_000_000.0
@@ -49,6 +49,12 @@ class Estimates:
     def num_bytes(self, node: Node) -> float:
         """Uncompressed bytes of a node's output."""
         return self.rows(node) * row_bytes(schema_of(node))
+
+    def bytes_before_moving(self, node: Node, before: str) -> float:
+        """Bytes of the rows of a query that sums up parts of a node's output."""
+        schema = schema_of(node)
+        columns = None if schema is None else bound_query(before, [schema])
+        return self.rows(node) * GROUPED * row_bytes(columns)
 
     def _guess(self, node: Node) -> float:
         datasets = self._computed(node)

@@ -8,7 +8,7 @@ The numbers of partitions follow from the guessed bytes and the places to work (
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from smallpond_mpi.common import MB
 from smallpond_mpi.logical.dataset.text import TextDataSet
@@ -34,8 +34,9 @@ MAX_PARTS = 4096
 class Lowering:
     """Replaces the KeyedSqlNodes of one plan."""
 
-    def __init__(self, estimates: Estimates) -> None:
+    def __init__(self, estimates: Estimates, is_free: Callable[[Node], bool]) -> None:
         self._estimates = estimates
+        self._is_free = is_free
         self.made: set[Node] = set()
         """Nodes that were put in between: nobody else reads them."""
 
@@ -49,7 +50,9 @@ class Lowering:
         small = self._to_broadcast(node, sizes)
         if small is not None:
             return self._broadcast(node, inputs, sizes, small)
-        count = self._num_parts(sum(sizes), node.ctx.num_slots)
+        count = self._num_parts(self._moved_bytes(node, sizes), node.ctx.num_slots)
+        if count == 1:
+            return self._all_together(node, inputs, sizes)
         moved = [self._moved(node, index, inputs[index], sizes[index], count) for index in range(len(inputs))]
         return node.version(node.sql_queries[0], tuple(moved))
 
@@ -101,12 +104,19 @@ class Lowering:
         needed = math.ceil(size / LARGEST_PART_BYTES)
         return max(1, min(MAX_PARTS, max(needed, min(num_slots, useful))))
 
+    def _moved_bytes(self, node: KeyedSqlNode, sizes: Sequence[float]) -> float:
+        """What goes into the partitions, after each side's first query."""
+        return sum(
+            size if side.before is None else min(size, self._estimates.bytes_before_moving(dep, side.before))
+            for dep, side, size in zip(node.input_deps, node.sides, sizes, strict=True)
+        )
+
     def cut(self, node: Node, size: float) -> Node:
         """The rows of a node in as many partitions as there are places to work on them; no data is moved."""
         count = self._num_parts(size, node.ctx.num_slots)
         if 2 * shapes([node])[node].num_partitions > count:
             return node
-        if is_by_row_over_source(node):
+        if is_by_row_over_source(node) or (isinstance(node, SqlEngineNode) and node.is_by_row and self._is_free(node)):
             assert isinstance(node, SqlEngineNode)
             first, *others = node.input_deps
             copied = node.with_inputs((self.cut(first, size), *others))

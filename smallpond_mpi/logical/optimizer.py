@@ -48,7 +48,7 @@ class Optimizer(LogicalPlanVisitor[Node]):
         self._optimized: dict[Node, Node] = {}
         self._num_readers: Counter[Node] = Counter()
         self._num_fused: dict[Node, int] = {}
-        self._lowering = Lowering(Estimates(computed))
+        self._lowering = Lowering(Estimates(computed), self._is_free)
         self._fusable: set[Node] = set()
         """Optimized nodes that may run inside the tasks of whoever reads them, as may what lowering made."""
 
