@@ -43,7 +43,7 @@ class Lowering:
     def lower(self, node: KeyedSqlNode, inputs: Sequence[Node]) -> SqlEngineNode:
         """A plain SQL node that stands for `node`, over nodes that bring the rows of `inputs` (its optimized inputs) together."""
         sizes = [self._estimates.num_bytes(dep) for dep in node.input_deps]
-        if sum(sizes) <= ONE_TASK_BYTES:
+        if self.is_for_one_task(node.input_deps):
             return node.version(node.whole_query, tuple(map(self.whole, inputs)))
         if not all(side.keys for side in node.sides):
             return self._all_together(node, inputs, sizes)
@@ -56,13 +56,17 @@ class Lowering:
         moved = [self._moved(node, index, inputs[index], sizes[index], count) for index in range(len(inputs))]
         return node.version(node.sql_queries[0], tuple(moved))
 
+    def is_for_one_task(self, nodes: Sequence[Node]) -> bool:
+        """Whether all rows of these nodes are so few that one task works on them in no time."""
+        return sum(map(self._estimates.num_bytes, nodes)) <= ONE_TASK_BYTES
+
     # all rows together
 
     def whole(self, node: Node) -> Node:
         """A node's output as one partition; no data is moved."""
         shape = shapes([node])[node]
         is_whole = not shape.dims and shape.copies == 1
-        return node if is_whole else self._made(ConsolidateNode(node.ctx, node, []), node)
+        return node if is_whole else self.between(ConsolidateNode(node.ctx, node, []), node)
 
     def _all_together(self, node: KeyedSqlNode, inputs: Sequence[Node], sizes: Sequence[float]) -> SqlEngineNode:
         """One partition, of what is left after the first query, which runs in parts."""
@@ -71,7 +75,7 @@ class Lowering:
         together = []
         for dep, side, size in zip(inputs, node.sides, sizes, strict=True):
             assert side.before is not None
-            part = self._made(SqlEngineNode(node.ctx, (self.cut(dep, size),), side.before), node)
+            part = self.between(SqlEngineNode(node.ctx, (self.cut(dep, size),), side.before), node)
             together.append(self.whole(part))
         return node.version(node.sql_queries[0], tuple(together))
 
@@ -123,9 +127,9 @@ class Lowering:
             copied.id = (
                 node.ctx.new_node_id()
             )  # another one than the node in one partition, which somebody else may read
-            return self._made(copied, node)
+            return self.between(copied, node)
         by_rows = not _is_text(node)
-        return self._made(EvenlyDistributedPartitionNode(node.ctx, (node,), count, partition_by_rows=by_rows), node)
+        return self.between(EvenlyDistributedPartitionNode(node.ctx, (node,), count, partition_by_rows=by_rows), node)
 
     def _moved(self, node: KeyedSqlNode, index: int, dep: Node, size: float, count: int) -> Node:
         """One input, after its first query, in `count` partitions by key."""
@@ -141,9 +145,10 @@ class Lowering:
         )
         moved.query = side.before
         moved.max_num_producer_tasks = self._num_parts(size, 2 * node.ctx.num_slots)
-        return self._made(moved, node)
+        return self.between(moved, node)
 
-    def _made(self, made: Node, stands_for: Node) -> Node:
+    def between(self, made: Node, stands_for: Node) -> Node:
+        """A node that is put in where `stands_for` was."""
         made.location = stands_for.location
         made.timeout_secs = stands_for.timeout_secs
         made.isolated = stands_for.isolated

@@ -16,10 +16,13 @@ from smallpond_mpi.logical.node.base import Node, topological
 from smallpond_mpi.logical.node.hash_partition import HashPartitionNode
 from smallpond_mpi.logical.node.keyed import KeyedSqlNode
 from smallpond_mpi.logical.node.plan import LogicalPlanVisitor
-from smallpond_mpi.logical.node.sql import SqlEngineNode
+from smallpond_mpi.logical.node.sort import SortNode
+from smallpond_mpi.logical.node.sql import LimitNode, SqlEngineNode
 from smallpond_mpi.logical.pruning import pruned
 from smallpond_mpi.logical.query_text import nested_query, parsed
+from smallpond_mpi.logical.top_rows import MAX_TOP_ROWS, order_of, rows_of_sort
 
+NUM_READERS_IN_SORT = 2  # split points and ranges
 MAX_FUSED_NODES = 16  # nested deeper, DuckDB's binder takes long
 
 
@@ -76,6 +79,9 @@ class Optimizer(LogicalPlanVisitor[Node]):
         return (id(node.ctx), int(node.id)) in self._excluded
 
     def visit_node(self, node: Node, depth: int) -> Node:
+        rows = rows_of_sort(node)
+        if rows is not None and self._lowering.is_for_one_task([rows]):
+            return node.with_inputs((self._lowering.whole(self._rows_to_sort(rows)),))
         inputs = tuple(self._optimized[dep] for dep in node.input_deps)
         unchanged = all(new is old for new, old in zip(inputs, node.input_deps, strict=True))
         return node if unchanged else node.with_inputs(inputs)
@@ -85,6 +91,32 @@ class Optimizer(LogicalPlanVisitor[Node]):
         made = self.visit_node(node, depth)
         assert isinstance(made, SqlEngineNode)
         return self._with_inputs_fused(made)
+
+    def visit_limit_node(self, node: LimitNode, depth: int) -> Node:
+        """The first rows of a sort are found partition by partition."""
+        (sort,) = node.input_deps
+        if not isinstance(sort, SortNode):
+            return self.visit_node(node, depth)
+        rows = rows_of_sort(sort) if self._num_readers[sort] == 1 and not self.is_excluded(sort) else None
+        order = None if rows is None or node.limit > MAX_TOP_ROWS else order_of(sort.sort_keys, rows)
+        if rows is None or order is None:
+            return self.visit_node(node, depth)
+        query = f"SELECT * FROM {{0}} {order} LIMIT {node.limit}"
+        first = self._lowering.between(SqlEngineNode(node.ctx, (self._rows_to_sort(rows),), query), node)
+        assert isinstance(first, SqlEngineNode)
+        fused = self._with_inputs_fused(first)
+        self._lowering.made.add(fused)
+        made = node.with_inputs((self._lowering.whole(fused),))
+        assert isinstance(made, LimitNode)
+        made.sql_queries = [query]
+        return made
+
+    def _rows_to_sort(self, rows: Node) -> Node:
+        """What is sorted, read by nobody else once ranges and split points are not needed."""
+        optimized = self._optimized[rows]
+        if self._num_readers[rows] == NUM_READERS_IN_SORT and not self.is_excluded(rows):
+            self._fusable.add(optimized)
+        return optimized
 
     def visit_keyed_sql_node(self, node: KeyedSqlNode, depth: int) -> Node:
         """Nodes that bring rows together, and the query over them."""

@@ -35,6 +35,7 @@ from smallpond_mpi.logical.dataset.quoting import quote_name
 from smallpond_mpi.logical.node.base import Node, shapes, topological
 from smallpond_mpi.logical.node.compute import ArrowComputeNode
 from smallpond_mpi.logical.node.hash_partition import HashPartitionNode
+from smallpond_mpi.logical.node.keyed import KeyedSqlNode
 from smallpond_mpi.logical.node.partition import PartitionNode
 from smallpond_mpi.logical.node.reshape import ConsolidateNode, ProjectionNode, UnionNode
 from smallpond_mpi.logical.node.source_sink import DataSinkNode, DataSourceNode
@@ -251,7 +252,8 @@ def bound(node: SqlEngineNode) -> Schema | None:
     schemas = [schema_of(dep) if dep not in _known else _known[dep] for dep in node.input_deps]
     if len(node.sql_queries) != 1 or type(node).spawn is not SqlEngineNode.spawn or "spawn" in node.__dict__:
         return None
-    return bound_query(node.sql_queries[0], schemas, node, node.udfs)
+    query = node.whole_query if isinstance(node, KeyedSqlNode) else node.sql_queries[0]
+    return bound_query(query, schemas, node, node.udfs)
 
 
 def bound_query(

@@ -85,6 +85,7 @@ LAYERS: list[tuple[str, list[str], set[str]]] = [
             "logical.estimate",
             "logical.lowering",
             "logical.pruning",
+            "logical.top_rows",
         ],
         set(),
     ),
