@@ -178,7 +178,7 @@ class Groups:
     def agg(self, *aggregates: Any, **named: Any) -> "DataFrame":
         """One row a group: its key, and aggregates such as `total="sum(price)"` or `"sum(price) as total"`.
 
-        Sums of integers are BIGINT. Counts, sums, extremes, means and deviations are summed up before rows are moved.
+        Sums of integers are BIGINT (DOUBLE, where a Python function without `schema=` made the column). Counts, sums, extremes, means and deviations are summed up before rows are moved.
         """
         items, settings = self._frame._items("agg", aggregates, named)
         return self._frame._of(relational.aggregated(self._frame.plan, self._keys, items, settings))

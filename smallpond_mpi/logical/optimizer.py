@@ -57,7 +57,9 @@ class Optimizer(LogicalPlanVisitor[Node]):
 
     def plans(self, roots: Sequence[Node]) -> list[Node]:
         """The optimized versions of several plans, which are to run together."""
-        return [self.visit(root) for root in pruned(roots, self.is_excluded)]
+        narrowed = pruned(roots, self.is_excluded)
+        self._num_readers.update(narrowed)  # who asked for them reads them too
+        return [self.visit(root) for root in narrowed]
 
     def visit(self, node: Node, depth: int = 0) -> Node:
         """The optimized version of a node and of all that it needs."""

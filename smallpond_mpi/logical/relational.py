@@ -114,7 +114,7 @@ def _replaced(items: Sequence[Expression], schema: Schema | None) -> str:
     names = [item.name for item in items]
     if schema is None:
         others = ", ".join("'" + name.lower().replace("'", "''") + "'" for name in names)
-        return ", ".join([f"COLUMNS(c -> lower(c) NOT IN ({others}))", *(item.selected for item in items)])
+        return ", ".join([f"COLUMNS(lambda c: lower(c) NOT IN ({others}))", *(item.selected for item in items)])
     replacing = {item.name.lower(): item for item in items}
     there = {name.lower() for name in schema}
     columns = [replacing[name.lower()].selected if name.lower() in replacing else quote_name(name) for name in schema]

@@ -15,11 +15,13 @@ from smallpond_mpi.execution.model import Capacity
 from smallpond_mpi.execution.scheduler.limits import Limits
 from smallpond_mpi.execution.task import RangePartitionTask, SplitPointsTask, Task, WorkStatus
 from smallpond_mpi.execution.task.sort_key import SortKey
+from smallpond_mpi.logical import lowering
 from smallpond_mpi.logical.dataset import DataSet, ParquetDataSet
 from smallpond_mpi.logical.node import (
     ConsolidateNode,
     Context,
     DataSourceNode,
+    LimitNode,
     LogicalPlan,
     Node,
     RangePartitionNode,
@@ -145,9 +147,22 @@ def test_how_many_partitions_a_sort_has(ctx: Context) -> None:
     assert isinstance(cut_for_sort(evenly(ctx, whole, 3), [KEY], 1, 8), ConsolidateNode)
 
 
-def test_few_rows_are_not_spread_over_many_partitions_unasked(ctx: Context, job: RuntimeContext, rows: Node) -> None:
-    parts = numbers(ran(job, SortNode(ctx, (cut_for_sort(rows, [KEY], None, 4),), [KEY])))
-    assert parts == [list(range(300)), *[[]] * 15]
+def test_few_rows_are_not_spread_over_many_partitions_unasked(
+    ctx: Context, job: RuntimeContext, rows: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = SortNode(ctx, (cut_for_sort(rows, [KEY], None, 4),), [KEY])
+    assert numbers(ran(job, node)) == [list(range(300))]
+    monkeypatch.setattr(lowering, "ONE_TASK_BYTES", 1)  # as if they had been taken for many
+    assert numbers(ran(job, node)) == [list(range(300)), *[[]] * 15]
+
+
+def test_the_first_rows_of_a_sort_are_found_part_by_part(
+    ctx: Context, job: RuntimeContext, rows: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lowering, "ONE_TASK_BYTES", 1)
+    node = LimitNode(ctx, SortNode(ctx, (cut_for_sort(evenly(ctx, rows, 3), [KEY], None, 4),), [KEY]), 5)
+    assert numbers(ran(job, node)) == [list(range(5))]
+    assert not upstream(Planner(job).plan_node(Optimizer().visit(node)), lambda t: isinstance(t, RangePartitionTask))
 
 
 def test_a_plan_says_what_it_sorts_by(ctx: Context, rows: Node) -> None:
