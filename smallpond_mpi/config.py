@@ -1,13 +1,15 @@
 """What a session is told: arguments of init(), which SP_* variables override. Read once, here."""
 
 import os
+import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any, Literal, get_args
 
 from smallpond_mpi.common import DEFAULT_MAX_FAIL_COUNT, DEFAULT_MAX_RETRY_COUNT, InvalidArgument
+from smallpond_mpi.platform.arrays import element_of
 
 SpeculativeExec = Literal["disable", "enable", "aggressive"]
 ProgressStyle = Literal["auto", "bar", "lines", "none"]
@@ -37,7 +39,8 @@ class Config:
     """Settings of a session.
 
     Attributes:
-        job_id: what the job root is found by; the same id takes up a job that did not finish. None: a new one.
+        job_id: what the job root is found by; the same id takes up a job that did not finish. None: a new one. Each element of a Slurm job array
+            makes one of its own of it.
         job_time: seconds since the epoch, or a date in ISO 8601. None: now.
         data_root: a directory that all ranks share. None: `~/.smallpond_mpi/data`.
         num_executors: accepted for smallpond's scripts; there are as many executors as ranks.
@@ -115,7 +118,16 @@ def resolve(arguments: Mapping[str, Any], env: Mapping[str, str]) -> Config:
         if env.get(variable):
             values[name] = env[variable]
             sources[name] = f"{variable}={env[variable]!r}"
-    return Config(**{name: _checked(name, value, sources[name]) for name, value in values.items()})
+    config = Config(**{name: _checked(name, value, sources[name]) for name, value in values.items()})
+    return replace(config, job_id=_own_job_id(config.job_id, env, sys.argv))
+
+
+def _own_job_id(job_id: str | None, env: Mapping[str, str], command: Sequence[str]) -> str | None:
+    """The elements of a job array run one script with one environment, and are jobs of their own: the same one when an element runs again."""
+    element = element_of(env)
+    if element is None:
+        return job_id
+    return f"{job_id}_{element.index}" if job_id else f"slurm-{element} {' '.join(command)}"
 
 
 _POSITIVE = {"max_retry_count", "max_fail_count", "heartbeat_secs", "late_secs", "gone_secs"}

@@ -98,6 +98,17 @@ class Session(SessionBase):
         """A table in memory."""
         return self._source(ArrowTableDataSet(arguments.table_of_arrow(table)))
 
+    def shard(self, paths: str | list[str], recursive: bool = False) -> list[str]:
+        """The files that this element of a Slurm job array is to read: contiguous, and about as many bytes for each element.
+
+        What is written from now on waits beside the output path, in `{path}.elements`, until `smallpond-mpi collect` makes one dataset of it. How the
+        files are cut is decided once an array: files that come later are nobody's. Outside an array these are all files.
+
+        Raises:
+            InputNotFound: a pattern matches nothing, or a file is not there.
+        """
+        return self._share(arguments.absolute_paths(paths), recursive)
+
     def partial_sql(self, query: str, *inputs: "DataFrame", **kwargs: Any) -> "DataFrame":
         """Run a query on each partition: `{0}`, `{1}`, … are the inputs, paired by partition. Settings as SqlEngineNode."""
         return self._frame(

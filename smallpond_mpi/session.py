@@ -6,20 +6,26 @@
 What runs before MPI starts is the fork server alone: children must not descend from a process that has MPI in it.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from smallpond_mpi.common import InvalidArgument
 from smallpond_mpi.config import Config
 from smallpond_mpi.entry import leave
+from smallpond_mpi.execution.arrays import ThisElement
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.job import Job
+from smallpond_mpi.execution.paths import ArrayPaths
 from smallpond_mpi.execution.task.base import Task
+from smallpond_mpi.execution.task.publish import SinkMode
 from smallpond_mpi.execution.worker import Place
+from smallpond_mpi.io.resolve import resolve
 from smallpond_mpi.logical.dataset import DataSet
 from smallpond_mpi.logical.node import Context, LogicalPlan, Node, NodeId, RootNode
 from smallpond_mpi.logical.node.base import topological
 from smallpond_mpi.logical.optimizer import Optimizer
+from smallpond_mpi.platform.arrays import element_of
 
 
 class SessionBase:
@@ -31,6 +37,7 @@ class SessionBase:
         self._job = Job(config, place)
         self._planner = self._job.planner
         self._ctx.num_slots = self._runtime_ctx.num_slots
+        self._element: ThisElement | None = None
 
     @property
     def _runtime_ctx(self) -> RuntimeContext:
@@ -83,6 +90,24 @@ class SessionBase:
         """Compute a node anew. A job that is started again does so at the same place of its script: how often is part of the fingerprint."""
         plan.times_forgotten += 1
         self._planner.forget(plan)
+
+    # job arrays
+
+    def _share(self, paths: Sequence[str], recursive: bool) -> list[str]:
+        """This array element's files; all of them outside an array."""
+        element = element_of(os.environ)
+        if element is None:
+            return resolve(paths, recursive)
+        if self._element is None:
+            ctx = self._runtime_ctx
+            array = ArrayPaths(ctx.data_root, element.array)
+            self._element = ThisElement(element, array, os.environ, ctx.job_root)
+            self._job.at_end.append(self._element.ended)
+        return self._element.share(paths, recursive)
+
+    def _place_of_output(self, path: str, mode: SinkMode) -> str:
+        """Where rows for `path` are written: an element of an array that shares its input puts them beside it, to be collected."""
+        return path if self._element is None else self._element.place_of(path, mode)
 
     # the end
 

@@ -79,7 +79,7 @@ class Writing(Relations):
         return self._made(WriteFilesNode, **settings)._sink(path, mode, len(settings.get("partition_by", ())))
 
     def _sink(self, path: str, mode: "SinkMode", num_dirs: int = 0) -> "DataFrame":
-        place = arguments.absolute_path(path)
+        place = self.session._place_of_output(arguments.absolute_path(path), mode)
         return self._made(DataSinkNode, output_path=place, type="link_or_copy", mode=mode, num_dirs=num_dirs)
 
     def _made(self, kind: Any, **settings: Any) -> "DataFrame":

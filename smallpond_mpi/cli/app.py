@@ -8,6 +8,7 @@ import typer
 
 import smallpond_mpi
 from smallpond_mpi.cli import script as scripts
+from smallpond_mpi.cli import slurm_commands
 from smallpond_mpi.cli.launch import NoLauncher, launch
 from smallpond_mpi.demo.job import run_demo, what_is_missing
 from smallpond_mpi.platform.binding import launched_by_mpi
@@ -25,6 +26,12 @@ Ranks = Annotated[
 Ulfm = Annotated[
     bool,
     typer.Option("--ulfm/--no-ulfm", help="Let Open MPI 5 go on when a rank other than 0 dies.", show_default=True),
+]
+DataRoot = Annotated[
+    str | None,
+    typer.Option(
+        "--data-root", metavar="DIR", help="The jobs' data root (default: SP_DATA_ROOT, ~/.smallpond_mpi/data)."
+    ),
 ]
 
 
@@ -73,6 +80,15 @@ def demo(
     if _starts_ranks(n):
         _launch(n, ["demo", *(["--keep", keep] if keep is not None else [])], ulfm)
     sys.exit(run_demo(keep, os.environ))
+
+
+@app.command(name="collect")
+def collect_array(
+    array: Annotated[str, typer.Argument(metavar="ARRAYJOB", help="The id that sbatch printed for the array.")],
+    data_root: DataRoot = None,
+) -> None:
+    """Make one dataset of what the elements of a Slurm job array wrote; or name those that are missing or failed, and how to run just these again."""
+    sys.exit(slurm_commands.collect_array(array, data_root, os.environ))
 
 
 def _starts_ranks(n: int | None) -> bool:

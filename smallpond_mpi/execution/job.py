@@ -59,6 +59,8 @@ class Job:
         self._place = place
         self.failure: str | None = None
         self.is_closed = False
+        self.at_end: list[Callable[[str | None], None]] = []
+        """Called when the job has ended, with why it failed."""
         check_data_root(config.resolved_data_root())
         self.ctx = _context_of(config)
         paths = self.ctx.paths
@@ -211,6 +213,8 @@ class Job:
                 self.failure = f"{type(error).__name__}: {error}"
                 raise
         finally:
+            for listener in self.at_end:
+                listener(self.failure)
             self.show_summary()
             self._lease.release()
 

@@ -1,5 +1,7 @@
 """Where everything of a job lies. The only module that spells a path below a data root.
 
+{data_root}/arrays/{array}/   what elements of a job array tell each other (execution/arrays.py)
+{data_root}/submitted/        batch scripts of `smallpond-mpi submit`
 {data_root}/{job_id}/
     output/     results that the user named            kept
     staging/    running attempts and temporary outputs  removed after success
@@ -114,3 +116,35 @@ class JobPaths:
     @property
     def sched_state(self) -> str:
         return join(self.root, "sched_state.pickle")
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayPaths:
+    """The paths of one job array. `array` is the id that Slurm gave it."""
+
+    data_root: str
+    array: str
+
+    @property
+    def root(self) -> str:
+        return join(self.data_root, "arrays", self.array)
+
+    @property
+    def array_file(self) -> str:
+        return join(self.root, "array.json")
+
+    def shares(self, digest: str) -> str:
+        """Which files of one input are whose."""
+        return join(self.root, f"shares-{digest}.json")
+
+    def element(self, index: int) -> str:
+        return join(self.root, "elements", f"{index}.json")
+
+    @property
+    def collected(self) -> str:
+        return join(self.root, "collected.json")
+
+
+def submitted_script(data_root: str, job: str) -> str:
+    """The batch script of a job that `smallpond-mpi submit` submitted."""
+    return join(data_root, "submitted", f"{job}.sbatch")
