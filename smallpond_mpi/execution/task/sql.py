@@ -159,7 +159,9 @@ class SqlEngineTask(ExecSqlQueryMixin, Task):
 
     def _run_batch(self, batch_index: int, datasets: "list[DataSet]") -> "list[FileFacts]":
         self.add_elapsed_time()
-        with self.connection(self.sql_queries) as conn:
+        with self.connection(
+            self._queries_on([f"input_{index}" for index in range(len(datasets))], batch_index)
+        ) as conn:
             views = self.create_input_views(conn, datasets)
             self.add_elapsed_time("input load time (secs)")
             *first, last = self._statements(views, batch_index)
@@ -183,11 +185,18 @@ class SqlEngineTask(ExecSqlQueryMixin, Task):
             InvalidQuery: one can't be parsed, there is none, or the last one gives no rows.
         """
         statements: list[tuple[str, duckdb.StatementType]] = []
-        for query_index, query in enumerate(self.sql_queries):
-            statements += split_statements(format_query(query, query_names(self, views, batch_index, query_index)))
+        for query in self._queries_on(views, batch_index):
+            statements += split_statements(query)
         if not statements or statements[-1][1] not in (duckdb.StatementType.SELECT, duckdb.StatementType.MULTI):
             raise InvalidQuery(f"the last statement gives no rows to write, it must be a SELECT: {self.oneline_query}")
         return [text for text, _ in statements]
+
+    def _queries_on(self, views: Sequence[str], batch_index: int) -> list[str]:
+        """The queries over inputs of these names."""
+        return [
+            format_query(query, query_names(self, views, batch_index, query_index))
+            for query_index, query in enumerate(self.sql_queries)
+        ]
 
     def _can_be_left_to_readers(self) -> bool:
         return len(self.sql_queries) == 1 and not self._udfs and not self.batched_processing
