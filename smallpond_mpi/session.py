@@ -25,6 +25,8 @@ from smallpond_mpi.logical.dataset import DataSet
 from smallpond_mpi.logical.node import Context, LogicalPlan, Node, NodeId, RootNode
 from smallpond_mpi.logical.node.base import topological
 from smallpond_mpi.logical.optimizer import Optimizer
+from smallpond_mpi.logical.planner import cannot_be_wrong
+from smallpond_mpi.logical.top_rows import to_be_known_first
 from smallpond_mpi.platform.arrays import element_of
 
 
@@ -50,6 +52,27 @@ class SessionBase:
         if self._job.is_closed:
             raise InvalidArgument("the session was shut down: call init() again")
         self._asked_for.update(dict.fromkeys(plans))
+        is_checked = False
+        while first := to_be_known_first(plans, self._planner.is_planned):
+            if not is_checked:
+                self._check(plans, first)
+                is_checked = True
+            self._run_now(first)
+        return self._run_now(plans)
+
+    def _check(self, plans: Sequence[Node], first: Sequence[Node]) -> None:
+        """What can be known to be wrong with plans of which only `first` is run now, and so checked by itself."""
+        nodes = {node.id: node for node in topological(plans)}
+        later = set(nodes.values()) - set(topological(first))
+        if all(self._planner.is_planned(node) or cannot_be_wrong(node) for node in later):
+            return
+        try:
+            groups = [self._planner.plan_node(plan) for plan in self._optimized(plans)]
+            self._job.check([task for group in groups for task in group], nodes)
+        finally:
+            self._forget_failed(nodes.values())
+
+    def _run_now(self, plans: Sequence[Node]) -> list[list[DataSet]]:
         groups = [self._planner.plan_node(plan) for plan in self._optimized(plans)]
         nodes = {node.id: node for node in topological(plans)}
         try:

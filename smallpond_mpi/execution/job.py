@@ -165,15 +165,20 @@ class Job:
         """Have this called whenever something has changed, with whether the run has ended."""
         self._observer.notify(listener)
 
+    def check(self, targets: Sequence[Task], nodes: Mapping[NodeId, Node]) -> list[Task]:
+        """Raise BadInput for what can be seen to be wrong; returns those tasks that are still to be done."""
+        pending = [task for task in inputs_first(targets) if not task.is_done]
+        self._limits.check(pending, nodes, self.loop.capacities.values())
+        return pending
+
     def run(self, targets: Sequence[Task], nodes: Mapping[NodeId, Node]) -> list[Task]:
         """Bring tasks, and what they need, to success; returns those that were not done before. `nodes` are those that they were made from.
 
         Raises:
             BadInput: a task failed for what the user gave, or can be seen to. JobFailed: it failed for another reason.
         """
-        pending = [task for task in inputs_first(targets) if not task.is_done]
+        pending = self.check(targets, nodes)
         if pending:
-            self._limits.check(pending, nodes, self.loop.capacities.values())
             pickle_by_value_what_lies_beside(script_dirs())
             try:
                 self.loop.run(targets)

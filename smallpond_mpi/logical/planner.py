@@ -15,6 +15,7 @@ from smallpond_mpi.execution.task.partition_info import TOPLEVEL, PartitionInfo
 from smallpond_mpi.logical.node.base import Node, topological
 from smallpond_mpi.logical.node.compute import ArrowComputeNode, ArrowStreamNode, PythonScriptNode
 from smallpond_mpi.logical.node.hash_partition import HashPartitionNode
+from smallpond_mpi.logical.node.keyed import KeyedSqlNode
 from smallpond_mpi.logical.node.pairing import (
     CannotPair,
     Cell,
@@ -27,8 +28,9 @@ from smallpond_mpi.logical.node.pairing import (
 )
 from smallpond_mpi.logical.node.partition import PartitionNode
 from smallpond_mpi.logical.node.plan import LogicalPlan, LogicalPlanVisitor
-from smallpond_mpi.logical.node.range_partition import SplitPointsNode
+from smallpond_mpi.logical.node.range_partition import RangePartitionNode, SplitPointsNode
 from smallpond_mpi.logical.node.reshape import ConsolidateNode, ProjectionNode, UnionNode
+from smallpond_mpi.logical.node.sort import SortNode
 from smallpond_mpi.logical.node.source_sink import DataSinkNode, DataSourceNode, RootNode
 from smallpond_mpi.logical.node.sql import LimitNode, SqlEngineNode
 
@@ -380,3 +382,11 @@ def check_sinks(plan: LogicalPlan) -> None:
                     f"output_path {node.output_path} is also that of {other} at {other.location}: give each sink its own, "
                     "or all inputs to one sink"
                 )
+
+
+def cannot_be_wrong(node: Node) -> bool:
+    """Whether planning a node finds nothing wrong: no rank must have much for it, it pairs no partitions, it reads and writes no file of the user's."""
+    is_harmless = isinstance(node, (KeyedSqlNode, LimitNode, ConsolidateNode, SortNode, SplitPointsNode))
+    is_harmless = is_harmless or type(node) is RangePartitionNode
+    is_harmless = is_harmless or (isinstance(node, SqlEngineNode) and len(node.input_deps) == 1)
+    return is_harmless and node.cpu_limit_asked == 1 and node.memory_limit is None and not node.gpu_limit

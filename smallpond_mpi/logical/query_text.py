@@ -10,6 +10,7 @@ TOKEN = re.compile(r"\{\{|\}\}|\{([\w@]+)\}")
 COMMENTS = re.compile(r"(\s|--[^\n]*(\n|$)|/\*.*?\*/)*", re.DOTALL)
 SELECT = re.compile(r"(select|from)\b", re.IGNORECASE)
 WITH = re.compile(r"with(\s+recursive)?\b", re.IGNORECASE)
+READS = re.compile(r"\b(from|join)\s+\Z", re.IGNORECASE)
 FILE_NAME = "{output_filename}"
 
 
@@ -59,6 +60,12 @@ def times_read(query: str, index: int) -> int:
     )
 
 
+def is_read_in_place(query: str, index: int) -> bool:
+    """Whether a query reads an input after FROM or JOIN and names it nowhere else, so that a subquery may stand there."""
+    (token, *others) = [token for token in TOKEN.finditer(query) if token[1] == str(index)]
+    return not others and bool(READS.search(query, 0, token.start()))
+
+
 def nested_query(
     outer: str,
     inner: str,
@@ -70,17 +77,20 @@ def nested_query(
 ) -> str | None:
     """One query that reads the result of `inner` where `outer` reads `{position}`; None if that can't be said for sure.
 
-    The inputs of `inner` take the place of that input: those of `outer` after it get higher numbers.
+    The inputs of `inner` take the place of that input: those of `outer` after it get higher numbers. `inner` becomes a subquery, which
+    DuckDB binds in half the time, or a common table expression called `name` where `outer` names its input.
     """
     outer_select, inner_select = parsed(outer), parsed(inner)
     if outer_select is None or inner_select is None or times_read(outer, position) != 1:
         return None
-    inner_text = shifted(inner.rstrip().rstrip(";"), position)
     # The line breaks end a comment at the end of the inner query.
-    table = f"{name} AS NOT MATERIALIZED (\n{inner_text}\n)"
+    inner_text = f"(\n{shifted(inner.rstrip().rstrip(';'), position)}\n)"
     later = {index: f"{{{index + num_inner - 1}}}" for index in range(position + 1, num_outer)}
-    texts = {position: name} | later
-    rest = with_inputs(outer_select.rest, texts)
-    with_clause = f"{outer_select.with_clause} {table}," if outer_select.with_clause else f"WITH {table}\n"
-    query = outer_select.prefix + with_clause + rest
+    if is_read_in_place(outer, position):
+        query = with_inputs(outer.rstrip().rstrip(";"), {position: inner_text} | later)
+    else:
+        table = f"{name} AS NOT MATERIALIZED {inner_text}"
+        rest = with_inputs(outer_select.rest, {position: name} | later)
+        with_clause = f"{outer_select.with_clause} {table}," if outer_select.with_clause else f"WITH {table}\n"
+        query = outer_select.prefix + with_clause + rest
     return query if max_chars is None or len(query) <= max_chars else None

@@ -2,16 +2,20 @@
 
 sort -> limit      the first rows of each partition -> one partition -> the first rows of these
 sort of few rows   one partition -> sort
+
+How many rows groups or joins give nobody knows beforehand: what is sorted is computed first, then it is known.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from smallpond_mpi.common import ColumnNotFound
 from smallpond_mpi.execution.task.sort_key import InputKeys, SortKey
 from smallpond_mpi.logical.expressions import template
-from smallpond_mpi.logical.node.base import Node
+from smallpond_mpi.logical.node.base import Node, topological
 from smallpond_mpi.logical.node.range_partition import RangePartitionNode
 from smallpond_mpi.logical.node.sort import SortNode
+from smallpond_mpi.logical.node.source_sink import DataSourceNode
+from smallpond_mpi.logical.node.sql import LimitNode
 from smallpond_mpi.logical.schema import schema_of
 
 MAX_TOP_ROWS = 100_000
@@ -27,6 +31,28 @@ def rows_of_sort(node: Node) -> Node | None:
         return None
     points = ranges.input_deps[-1]
     return ranges.input_deps[0] if getattr(points, "min_rows", 1) > 1 else None
+
+
+def to_be_known_first(plans: Sequence[Node], is_known: Callable[[Node], bool]) -> list[Node]:
+    """What is sorted in plans and is to be computed before the sort is planned; nothing that needs another such node."""
+    order = topological(plans, known=is_known)
+    tops = {node.input_deps[0] for node in order if isinstance(node, LimitNode) and has_top_rows(node)}
+    found = [rows for node in order if node not in tops and (rows := rows_of_sort(node)) is not None]
+    waiting = {rows for rows in found if not is_known(rows) and not isinstance(rows, DataSourceNode)}
+    needed = {other for rows in waiting for other in topological([rows], known=is_known) if other is not rows}
+    return [rows for rows in order if rows in waiting and rows not in needed]
+
+
+def has_top_rows(node: LimitNode) -> bool:
+    """Whether only the first rows of a sort are wanted, so few that each partition can find its own."""
+    (sort,) = node.input_deps
+    rows = rows_of_sort(sort)
+    return (
+        rows is not None
+        and isinstance(sort, SortNode)
+        and node.limit <= MAX_TOP_ROWS
+        and order_of(sort.sort_keys, rows) is not None
+    )
 
 
 def order_of(keys: Sequence[SortKey], rows: Node) -> str | None:
