@@ -24,6 +24,8 @@ from smallpond_mpi.logical.query_text import with_inputs
 
 ONE_TASK_BYTES = 16 * MB
 """So little that cutting and moving it costs more than one task that works on all of it."""
+INLINED_BYTES = 2 * MB
+"""So little that reading it, and joining it, again in each task that needs it costs less than a task that does it for all."""
 LARGEST_PART_BYTES = 256 * MB
 LARGEST_BROADCAST_BYTES = 512 * MB
 SHUFFLE_COST = 3
@@ -44,7 +46,7 @@ class Lowering:
         """A plain SQL node that stands for `node`, over nodes that bring the rows of `inputs` (its optimized inputs) together."""
         sizes = [self._estimates.num_bytes(dep) for dep in node.input_deps]
         if self.is_for_one_task(node.input_deps):
-            return node.version(node.whole_query, tuple(map(self.whole, inputs)))
+            return self._in_one_task(node, inputs)
         if not all(side.keys for side in node.sides):
             return self._all_together(node, inputs, sizes)
         small = self._to_broadcast(node, sizes)
@@ -56,11 +58,22 @@ class Lowering:
         moved = [self._moved(node, index, inputs[index], sizes[index], count) for index in range(len(inputs))]
         return node.version(node.sql_queries[0], tuple(moved))
 
+    def is_tiny(self, nodes: Sequence[Node]) -> bool:
+        """Whether nodes are sources with next to no rows."""
+        are_sources = all(isinstance(node, DataSourceNode) for node in nodes)
+        return are_sources and sum(map(self._estimates.num_bytes, nodes)) <= INLINED_BYTES
+
     def is_for_one_task(self, nodes: Sequence[Node]) -> bool:
         """Whether all rows of these nodes are so few that one task works on them in no time."""
         return sum(map(self._estimates.num_bytes, nodes)) <= ONE_TASK_BYTES
 
     # all rows together
+
+    def _in_one_task(self, node: KeyedSqlNode, inputs: Sequence[Node]) -> SqlEngineNode:
+        made = node.version(node.whole_query, tuple(map(self.whole, inputs)))
+        # Whoever reads it may still choose to have the first input cut.
+        made.is_by_row = len(node.sides) == 2 and node.sides[1].may_be_broadcast
+        return made
 
     def whole(self, node: Node) -> Node:
         """A node's output as one partition; no data is moved."""

@@ -156,7 +156,7 @@ class Optimizer(LogicalPlanVisitor[Node]):
             isinstance(inner, SqlEngineNode)
             and self._is_free(inner)
             # What has several inputs itself stays first: the order of the pairs is that of the first input.
-            and (position == 0 or (len(inner.input_deps) == 1 and is_by_row_over_source(inner)))
+            and (position == 0 or is_by_row_over_source(inner) or self._lowering.is_tiny(inner.input_deps))
             and outer.input_deps.count(inner) == 1
             and self._num_fused.get(inner, 1) + self._num_fused.get(outer, 1) <= MAX_FUSED_NODES
         )

@@ -93,16 +93,18 @@ class _Pruning:
         inputs = tuple(self._input_of(dep, node) for dep in node.input_deps)
         if all(new is old for new, old in zip(inputs, node.input_deps, strict=True)) and node not in self._needed:
             return node
-        made = node if isinstance(node, DataSourceNode) else node.with_inputs(inputs)
-        if isinstance(made, SqlEngineNode) and isinstance(node, SqlEngineNode) and not moves_rows(node):
-            _bind_to(made, node)
-        if node in self._needed and not isinstance(node, DataSourceNode):
-            names = _ordered(self._needed[node], node)
+        if isinstance(node, DataSourceNode):
+            return node
+        made = node.with_inputs(inputs)
+        if node in self._needed:
             # Another node than the one with all columns, which somebody may ask for.
             made.id = node.ctx.new_node_id()
-            if isinstance(made, SqlEngineNode) and not moves_rows(node):
+        if isinstance(made, SqlEngineNode) and isinstance(node, SqlEngineNode) and not moves_rows(node):
+            names = _ordered(self._needed[node], node) if node in self._needed else None
+            if names is not None:
                 _narrow(made, names)
-                remember(made, {name: kind for name, kind in _schema(node).items() if name in names})
+                remember(made, {name: _schema(node)[name] for name in names})
+            _bind_to(made, node)
         return made
 
     def _input_of(self, dep: Node, reader: Node) -> Node:
@@ -200,8 +202,12 @@ def _selected(node: DataSourceNode, names: Sequence[str]) -> SqlEngineNode:
 # queries
 
 
-def narrowed(query: str, names: Sequence[str], node: Node, num_inputs: int) -> str | None:
-    """A query that gives only these columns of the result of another."""
+def narrowed(query: str, names: Sequence[str], node: SqlEngineNode, num_inputs: int) -> str | None:
+    """A node's query with only these columns of its result; None if that can't be said."""
+    columns = node.select_list
+    whole = f"SELECT {', '.join(columns.values())} "
+    if columns and columns.keys() >= set(names) and query.startswith(whole):
+        return f"SELECT {', '.join(columns[name] for name in names)} {query.removeprefix(whole)}"
     selected = f"SELECT {template(', '.join(map(quote_name, names)))} FROM {{0}}"
     return nested_query(selected, query, f"__all_{node.id}", 0, num_inputs, max_chars=None)
 

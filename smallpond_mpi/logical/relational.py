@@ -93,7 +93,8 @@ def with_columns(
         raise InvalidArgument(
             f"with_columns: say what the column {unnamed.sql!r} is called, such as name={unnamed.sql!r}"
         )
-    select_list = template(_replaced(items, schema_of(node)))
+    named = _replaced(items, schema_of(node))
+    select_list = ", ".join(named.values())
     trees = [item.tree for item in items]
     windows = windows_in(trees)
     if not windows and key is None:
@@ -102,24 +103,25 @@ def with_columns(
                 f"with_columns works row by row: make {items_shown(items, aggregates_in)} a window function (... over (partition by ...)), "
                 "or use group_by(...).agg(...)"
             )
-        return by_row(node, select_list, is_by_row(trees), settings)
+        by_rows = by_row(node, select_list, is_by_row(trees), settings)
+        by_rows.select_list = named
+        return by_rows
     query = f"SELECT {select_list} FROM {{0}}"
     keys = there(_window_key(windows, key), schema_of(node), "the key of with_columns")
     made = KeyedSqlNode(node.ctx, (node,), query, sides=[Side(tuple(keys))], **settings)
+    made.select_list = named
     return checked(made)
 
 
-def _replaced(items: Sequence[Expression], schema: Schema | None) -> str:
-    """The select list: replaced columns stay where they are; if it isn't known where that is, they come last."""
-    names = [item.name for item in items]
+def _replaced(items: Sequence[Expression], schema: Schema | None) -> dict[str, str]:
+    """What stands for each column: replaced ones stay where they are; if it isn't known where that is, they come last."""
+    new = {item.name: template(item.selected) for item in items}
     if schema is None:
-        others = ", ".join("'" + name.lower().replace("'", "''") + "'" for name in names)
-        return ", ".join([f"COLUMNS(lambda c: lower(c) NOT IN ({others}))", *(item.selected for item in items)])
-    replacing = {item.name.lower(): item for item in items}
-    there = {name.lower() for name in schema}
-    columns = [replacing[name.lower()].selected if name.lower() in replacing else quote_name(name) for name in schema]
-    columns += [item.selected for item in items if item.name.lower() not in there]
-    return ", ".join(columns)
+        others = ", ".join("'" + item.name.lower().replace("'", "''") + "'" for item in items)
+        return {"*": template(f"COLUMNS(lambda c: lower(c) NOT IN ({others}))")} | new
+    replacing = {item.name.lower(): template(item.selected) for item in items}
+    columns = {name: replacing.pop(name.lower(), template(quote_name(name))) for name in schema}
+    return columns | {item.name: replacing[item.name.lower()] for item in items if item.name.lower() in replacing}
 
 
 def _window_key(windows: Sequence[Any], key: Sequence[str] | None) -> Sequence[str]:
@@ -165,13 +167,14 @@ def joined(left: Node, right: Node, on: Any, how: str, suffix: str, settings: Ma
     pairs = list(zip(left_keys, right_keys, strict=True))
     _check_comparable(pairs, *schemas)
     condition = " AND ".join(f"__l.{quote_name(one)} = __r.{quote_name(other)}" for one, other in pairs)
-    columns = _joined_columns(left, *schemas, pairs, how, suffix)
+    named = _joined_columns(left, *schemas, pairs, how, suffix)
+    columns = ", ".join(named.values()) if named else template(_stars(pairs, how))
     clause = f"{word} JOIN {{1}} AS __r" + (f" ON {template(condition)}" if pairs else "")
-    query = f"SELECT {template(columns)} FROM {{0}} AS __l {clause}"
+    query = f"SELECT {columns} FROM {{0}} AS __l {clause}"
     sides = [Side(tuple(pair[index] for pair in pairs), may_be_broadcast=may) for index, may in enumerate(broadcast)]
     made = KeyedSqlNode(left.ctx, (left, right), query, sides=sides, **settings)
-    checked(made)
-    return made
+    made.select_list = named
+    return checked(made)
 
 
 def key_pairs(on: Any, how: str) -> list[tuple[str, str]]:
@@ -225,15 +228,15 @@ def _check_comparable(pairs: Iterable[tuple[str, str]], left: Schema | None, rig
 
 def _joined_columns(
     node: Node, left: Schema | None, right: Schema | None, pairs: Sequence[tuple[str, str]], how: str, suffix: str
-) -> str:
-    """The select list of a join. A key of one name is one column; columns of the right table whose name is taken get the suffix."""
-    if how in ("semi", "anti"):
-        return "__l.*"
-    shared = [one for one, other in pairs if one.lower() == other.lower()]
-    if left is None or right is None:
-        return _unknown_columns(shared, how)
+) -> dict[str, str]:
+    """What stands for each column of a join, none if they aren't known or only those of the left table.
+
+    A key of one name is one column; columns of the right table whose name is taken get the suffix.
+    """
+    if how in ("semi", "anti") or left is None or right is None:
+        return {}
     found: list[tuple[str, str]] = []
-    lowered = {name.lower() for name in shared}
+    lowered = {one.lower() for one, other in pairs if one.lower() == other.lower()}
     for name in left:
         found.append((_key_column(name, how) if name.lower() in lowered else f"__l.{quote_name(name)}", name))
     taken = {name.lower() for name in left}
@@ -243,7 +246,7 @@ def _joined_columns(
         given = f"{name}{suffix}" if name.lower() in taken else name
         found.append((f"__r.{quote_name(name)}", given))
     refuse_twice([name for _, name in found], node)
-    return ", ".join(f"{sql} AS {quote_name(name)}" for sql, name in found)
+    return {name: template(f"{sql} AS {quote_name(name)}") for sql, name in found}
 
 
 def _key_column(name: str, how: str) -> str:
@@ -253,8 +256,11 @@ def _key_column(name: str, how: str) -> str:
     return f"{'__r' if how == 'right' else '__l'}.{column}"
 
 
-def _unknown_columns(shared: Sequence[str], how: str) -> str:
+def _stars(pairs: Sequence[tuple[str, str]], how: str) -> str:
     """The select list where it isn't known what columns there are; of two with one name the second gets one of DuckDB's choosing."""
+    if how in ("semi", "anti"):
+        return "__l.*"
+    shared = [one for one, other in pairs if one.lower() == other.lower()]
     if not shared:
         return "__l.*, __r.*"
     excluded = ", ".join(map(quote_name, shared))

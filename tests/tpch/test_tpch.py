@@ -16,8 +16,8 @@ from benchmarks.tpch.queries import QUERIES
 from tests.launch import clean_env, mpirun_command
 
 PROGRAM = Path(__file__).with_name("program.py")
-NO_BROADCAST = ("ONE_TASK_BYTES=1", "LARGEST_BROADCAST_BYTES=0")
-BROADCAST = ("ONE_TASK_BYTES=1", "SHUFFLE_COST=1000000")
+NO_BROADCAST = ("ONE_TASK_BYTES=1", "LARGEST_BROADCAST_BYTES=0", "INLINED_BYTES=0")
+BROADCAST = ("ONE_TASK_BYTES=1", "SHUFFLE_COST=1000000", "INLINED_BYTES=0")
 
 Expected = dict[str, pa.Table]
 

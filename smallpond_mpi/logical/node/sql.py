@@ -1,6 +1,6 @@
 """Nodes whose tasks run SQL in DuckDB."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from smallpond_mpi.common import DEFAULT_ROW_GROUP_SIZE
@@ -39,6 +39,8 @@ class SqlEngineNode(Node):
     visit_method = "visit_query_engine_node"
     # Whether the result is the same however the rows of the first input are cut into partitions.
     is_by_row = False
+    # Of a query that is `SELECT ... FROM ...`: what stands for each column of the result, so that some can be left out.
+    select_list: Mapping[str, str] = {}
     # Whether it leaves rows out: a hint of how many there will be.
     is_filter = False
 
