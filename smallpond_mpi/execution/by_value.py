@@ -15,6 +15,9 @@ import cloudpickle
 
 from smallpond_mpi import common
 
+_real_path = functools.cache(os.path.realpath)
+"""Hundreds of modules are looked at before each run: following the links of their paths each time takes 40 ms."""
+
 
 def script_dirs() -> list[str]:
     """The directories whose modules are the user's script: where it lies, or, in a notebook or shell, the working directory."""
@@ -30,9 +33,9 @@ def pickle_by_value_what_lies_beside(
 
     Installed packages, even in an environment below such a directory, travel by name.
     """
-    roots = tuple(os.path.join(os.path.realpath(path), "") for path in script_dirs if path)
+    roots = tuple(os.path.join(_real_path(path), "") for path in script_dirs if path)
     installed = tuple(
-        os.path.join(os.path.realpath(path), "")
+        os.path.join(_real_path(path), "")
         for path in {*sysconfig.get_paths().values(), sys.prefix, os.path.dirname(common.__file__)}
         if path
     )
@@ -40,7 +43,7 @@ def pickle_by_value_what_lies_beside(
         path = getattr(module, "__file__", None)
         if not path or name in ("__main__", "__mp_main__") or name.partition(".")[0] == "smallpond_mpi":
             continue
-        path = os.path.realpath(path)
+        path = _real_path(path)
         if path.startswith(roots) and not path.startswith(
             tuple(root for root in installed if not _within(root, roots))
         ):

@@ -31,6 +31,8 @@ LARGEST_BROADCAST_BYTES = 512 * MB
 SHUFFLE_COST = 3
 """What moving a byte (read, hash, write, read again) costs, in reads of a byte."""
 MAX_PARTS = 4096
+PRODUCERS_A_SLOT = 2
+"""Where each reads but its share: of tasks of different lengths more than one a place keeps all places at work."""
 
 
 class Lowering:
@@ -119,7 +121,9 @@ class Lowering:
         """How many parts so many bytes are worth: one for each place to work, fewer if they would be tiny, more if they would be huge."""
         useful = math.ceil(size / ONE_TASK_BYTES)
         needed = math.ceil(size / LARGEST_PART_BYTES)
-        return max(1, min(MAX_PARTS, max(needed, min(num_slots, useful))))
+        count = max(1, needed, min(num_slots, useful))
+        rounds = math.ceil(count / num_slots)
+        return min(MAX_PARTS, count if rounds == 1 else rounds * num_slots)
 
     def _moved_bytes(self, node: KeyedSqlNode, sizes: Sequence[float]) -> float:
         """What goes into the partitions, after each side's first query."""
@@ -157,7 +161,7 @@ class Lowering:
             memory_limit=node.memory_limit,
         )
         moved.query = side.before
-        moved.max_num_producer_tasks = self._num_parts(size, 2 * node.ctx.num_slots)
+        moved.max_num_producer_tasks = PRODUCERS_A_SLOT * self._num_parts(size / PRODUCERS_A_SLOT, node.ctx.num_slots)
         return self.between(moved, node)
 
     def between(self, made: Node, stands_for: Node) -> Node:

@@ -6,12 +6,13 @@ input more than once, is left alone. Nodes that need rows brought together are r
 columns that nobody reads are left out (see pruning.py).
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from smallpond_mpi.logical.dataset import DataSet
 from smallpond_mpi.logical.estimate import Estimates
-from smallpond_mpi.logical.lowering import Lowering, is_by_row_over_source
+from smallpond_mpi.logical.lowering import PRODUCERS_A_SLOT, Lowering, is_by_row_over_source
 from smallpond_mpi.logical.node.base import Node, topological
 from smallpond_mpi.logical.node.hash_partition import HashPartitionNode
 from smallpond_mpi.logical.node.keyed import KeyedSqlNode
@@ -185,6 +186,8 @@ class Optimizer(LogicalPlanVisitor[Node]):
         node.input_deps = inner.input_deps
         node.is_cut_freely = inner.is_by_row
         node.num_broadcast_inputs = len(inner.input_deps) - 1
+        if node.num_broadcast_inputs:  # which each producer reads: no more of them than places
+            node.max_num_producer_tasks = math.ceil(node.max_num_producer_tasks / PRODUCERS_A_SLOT)
         node.cpu_limit = max(node.cpu_limit, inner.cpu_limit)
         node.memory_limit = max(filter(None, (node.memory_limit, inner.memory_limit)), default=None)
         return node
