@@ -128,7 +128,7 @@ class SessionBase:
             self._job.at_end.append(self._element.ended)
         return self._element.share(paths, recursive)
 
-    def _place_of_output(self, path: str, mode: SinkMode) -> str:
+    def _place_of_output(self, path: str, mode: SinkMode | None) -> str:
         """Where rows for `path` are written: an element of an array that shares its input puts them beside it, to be collected."""
         return path if self._element is None else self._element.place_of(path, mode)
 

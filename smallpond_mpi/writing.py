@@ -30,22 +30,22 @@ class Writing(Relations):
     """Ways to write rows."""
 
     def write_parquet(
-        self, path: str, partition_by: "str | Sequence[str] | None" = None, mode: "SinkMode" = "error"
+        self, path: str, partition_by: "str | Sequence[str] | None" = None, mode: "SinkMode | None" = None
     ) -> None:
         """Write Parquet files into a directory, which appears whole or not at all.
 
         Args:
             partition_by: columns whose values become directories `column=value/` (and are not in the files).
-            mode: what becomes of what is there already: `error` (what this job put there itself is replaced), `overwrite` (all is
-                replaced, in one step), `append` (it stays).
+            mode: what becomes of what is there already: `error`, `overwrite` (all is replaced, in one step), `append` (it stays; a job that
+                is started again appends once). None: what this job put there itself is replaced, files of others are an error.
 
         Raises:
-            OutputExists: files of others are there, and the mode is `error`.
+            OutputExists: files are there which the mode does not allow.
         """
         self.write_parquet_lazy(path, partition_by, mode).compute()
 
     def write_parquet_lazy(
-        self, path: str, partition_by: "str | Sequence[str] | None" = None, mode: "SinkMode" = "error"
+        self, path: str, partition_by: "str | Sequence[str] | None" = None, mode: "SinkMode | None" = None
     ) -> "DataFrame":
         """As write_parquet, when the returned DataFrame is computed (or waited for)."""
         if partition_by is not None:
@@ -57,28 +57,28 @@ class Writing(Relations):
         files = self if is_parquet(self.plan) else self._made(SqlEngineNode, sql_query="select * from {0}")
         return files._sink(path, mode)
 
-    def write_csv(self, path: str, delim: str = ",", header: bool = True, mode: "SinkMode" = "error") -> None:
+    def write_csv(self, path: str, delim: str = ",", header: bool = True, mode: "SinkMode | None" = None) -> None:
         """Write CSV files into a directory, one a partition, which appears whole or not at all. `mode` as in write_parquet."""
         self.write_csv_lazy(path, delim, header, mode).compute()
 
     def write_csv_lazy(
-        self, path: str, delim: str = ",", header: bool = True, mode: "SinkMode" = "error"
+        self, path: str, delim: str = ",", header: bool = True, mode: "SinkMode | None" = None
     ) -> "DataFrame":
         """As write_csv, when the returned DataFrame is computed (or waited for)."""
         return self._written(path, mode, format="csv", delim=delim, header=header)
 
-    def write_json(self, path: str, mode: "SinkMode" = "error") -> None:
+    def write_json(self, path: str, mode: "SinkMode | None" = None) -> None:
         """Write JSON files, an object a line, into a directory, one a partition, which appears whole or not at all."""
         self.write_json_lazy(path, mode).compute()
 
-    def write_json_lazy(self, path: str, mode: "SinkMode" = "error") -> "DataFrame":
+    def write_json_lazy(self, path: str, mode: "SinkMode | None" = None) -> "DataFrame":
         """As write_json, when the returned DataFrame is computed (or waited for)."""
         return self._written(path, mode, format="json")
 
-    def _written(self, path: str, mode: "SinkMode", **settings: Any) -> "DataFrame":
+    def _written(self, path: str, mode: "SinkMode | None", **settings: Any) -> "DataFrame":
         return self._made(WriteFilesNode, **settings)._sink(path, mode, len(settings.get("partition_by", ())))
 
-    def _sink(self, path: str, mode: "SinkMode", num_dirs: int = 0) -> "DataFrame":
+    def _sink(self, path: str, mode: "SinkMode | None", num_dirs: int = 0) -> "DataFrame":
         place = self.session._place_of_output(arguments.absolute_path(path), mode)
         return self._made(DataSinkNode, output_path=place, type="link_or_copy", mode=mode, num_dirs=num_dirs)
 

@@ -153,7 +153,7 @@ def _merge(path: str, parts: Sequence[tuple[int, Output]], array: str) -> Collec
     """Make the dataset at `path` appear."""
     name = f"collect-{array}"
     mode = parts[0][1].mode
-    if mode == "error":
+    if mode in (None, "error"):
         check_no_foreign_files(path, name)
     check_can_be_made(path)
     parent, base = os.path.split(path)

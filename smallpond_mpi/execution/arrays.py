@@ -45,7 +45,7 @@ class Output:
 
     path: str
     place: str
-    mode: SinkMode
+    mode: SinkMode | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class ThisElement:
         files = cut["files"]
         return list(files[begin:end])
 
-    def place_of(self, path: str, mode: SinkMode) -> str:
+    def place_of(self, path: str, mode: SinkMode | None) -> str:
         """Where this element writes what is to be at `path` once the array is collected."""
         place = os.path.join(f"{path.rstrip(os.sep)}.elements", self.element.array, f"{self.element.index:06d}")
         output = Output(path, place, mode)

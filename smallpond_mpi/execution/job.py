@@ -234,6 +234,8 @@ class Job:
             self.loop.remove_what_is_stale()
             for root in self.loop.user_staging_roots:
                 sweep_staging(root, str(ctx.job_id))
+            for staging in self.loop.sink_stagings:  # of sinks that died, in an epoch whose script was another
+                remove_staging(staging)
             ctx.cleanup(remove_output_root=self._config.remove_output_root)
             fault_point("job.cleaned")
         try:

@@ -137,7 +137,7 @@ def attempt(pickled: bytes, *inputs: "DataSet") -> "DataSet":
     os.makedirs(os.path.dirname(task.ray_dataset_path), exist_ok=True)
     dump(output, task.ray_dataset_path, atomic_write=True)
     for path in getattr(task, "obsolete_paths", ()):  # what a sink has published needs no staging any more
-        remove_staging(path)
+        remove_staging(path, levels_above=2)
     return output
 
 

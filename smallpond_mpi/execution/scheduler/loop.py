@@ -120,6 +120,7 @@ class SchedulerLoop:
         self._outputs = NamedOutputs(str(ctx.job_id))
         # Where attempts wrote beside the user's own output paths: to be swept at the end.
         self.user_staging_roots: set[str] = set()
+        self.sink_stagings: set[str] = set()
         self._finished: FinishJob | None = None
         self._is_over = False  # ranks that join now wait for another job
         self._last_poll = clock()
@@ -427,8 +428,7 @@ class SchedulerLoop:
         task.retry_count, task.sched_epoch = attempt.retry, attempt.epoch
         task.fail_count = self._fail_count(attempt.id)
         self._checkpoints.pop(attempt.id, None)
-        if task.staging_root is not None:
-            self.user_staging_roots.add(task.staging_root)
+        self._note_staging(task)
         self._remove_obsolete(task)
         self._observer.accepted(task, ended)
 
@@ -438,9 +438,13 @@ class SchedulerLoop:
         task.retry_count, task.sched_epoch = record.attempt.retry, record.attempt.epoch
         self._outputs.keep(task, str(record.attempt))
         self._journal.append(record)
+        self._note_staging(task)
+        self._remove_obsolete(task)
+
+    def _note_staging(self, task: Task) -> None:
         if task.staging_root is not None:
             self.user_staging_roots.add(task.staging_root)
-        self._remove_obsolete(task)
+        self.sink_stagings.update(getattr(task, "stagings_of_job", ()))
 
     def _remove_obsolete(self, task: Task) -> None:
         """What a sink published is no longer needed in staging, once the journal can't forget that it was."""
@@ -450,7 +454,7 @@ class SchedulerLoop:
         self._journal.sync(self._clock())
         fault_point("publish.accepted")
         for path in obsolete:
-            remove_staging(path)
+            remove_staging(path, levels_above=2)
         fault_point("publish.cleaned")
 
     def _discard(self, attempt: TaskRuntimeId) -> None:

@@ -5,12 +5,15 @@
     a directory that was there       files by rename, the manifest last
     anything of others               an error
 
-Mode `overwrite` changes places with whatever is there, `append` adds its files to it, the manifest that names them all last.
+That is what happens without a mode. `error` takes an earlier result of this job for one of others, `overwrite` changes places with whatever is
+there, `append` adds its files to it, the manifest that names them all last.
 
-A repeat, after a death at any step, does the same again: the files keep their names.
+A repeat, after a death at any step, does the same again: the files keep their names. By these, modes `error` and `append` tell what the repeat
+of a sink finds there of its own from what another sink put there (`DataSinkTask.has_own_names`).
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -27,11 +30,11 @@ MANIFEST_FILENAME = ".MANIFEST.txt"
 SinkMode = Literal["error", "overwrite", "append"]
 
 
-def publish(stage: str, output_path: str, job_id: str, mode: SinkMode = "error") -> None:
+def publish(stage: str, output_path: str, job_id: str, mode: SinkMode | None = None) -> None:
     """Make what lies in `stage` (files, the manifest, perhaps a mark) the content of the output path, or add it.
 
     Raises:
-        OutputExists: files of others are there.
+        OutputExists: files of others are there, or, in mode `error`, any that are not in `stage` too.
     """
     sync(stage)
     if not _appear(stage, output_path):
@@ -41,6 +44,9 @@ def publish(stage: str, output_path: str, job_id: str, mode: SinkMode = "error")
             case "append":
                 _add(stage, output_path)
             case "error":
+                check_holds_only(output_path, files_below(stage))
+                _add(stage, output_path, keep_listed=False)
+            case None:
                 check_no_foreign_files(output_path, job_id)
                 if not _replace_earlier(stage, output_path):
                     _move_in(stage, output_path, job_id)
@@ -89,7 +95,7 @@ def _replace_all(stage: str, output_path: str) -> None:
         _change_places(stage, output_path)
         return
     staged = files_below(stage)
-    before = [name for name in files_below(output_path) if not name.startswith(".staging" + os.sep)]
+    before = _data_below(output_path)
     _add(stage, output_path, keep_listed=False)
     _remove(output_path, set(before) - set(staged))
 
@@ -97,7 +103,6 @@ def _replace_all(stage: str, output_path: str) -> None:
 def _add(stage: str, output_path: str, keep_listed: bool = True) -> None:
     """File by file, the manifest last, which lists what it did before too. A repeat finds its own files, and they are the same."""
     manifest = os.path.join(output_path, MANIFEST_FILENAME)
-    before = listed(manifest) if keep_listed else []
     for name in files_below(stage):
         if name != MANIFEST_FILENAME:
             target = os.path.join(output_path, name)
@@ -105,10 +110,26 @@ def _add(stage: str, output_path: str, keep_listed: bool = True) -> None:
             os.replace(os.path.join(stage, name), target)
             fault_point("publish.file")
     staged = os.path.join(stage, MANIFEST_FILENAME)
-    write_text(staged, "".join(f"{path}\n" for path in dict.fromkeys([*before, *listed(staged)])))
-    os.replace(staged, manifest)
+    with _alone_in(output_path):
+        before = listed(manifest) if keep_listed else []
+        write_text(staged, "".join(f"{path}\n" for path in dict.fromkeys([*before, *listed(staged)])))
+        os.replace(staged, manifest)
     fault_point("publish.manifest")
     sync(output_path)
+
+
+@contextlib.contextmanager
+def _alone_in(directory: str) -> Iterator[None]:
+    """While no other sink that appends to this directory rewrites its manifest, on file systems that have locks."""
+    fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(
+            OSError
+        ):  # no locks here: of two manifests that are written in one instant the later one stays
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def files_below(directory: str) -> list[str]:
@@ -254,10 +275,32 @@ def check_no_foreign_files(output_path: str, job_id: str) -> None:
         raise OutputExists(f"output path {output_path} is a file: give a directory, or one that does not exist yet")
     foreign = sorted(_foreign_entries(output_path, job_id))
     if foreign:
-        shown = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
         raise OutputExists(
-            f"output path {output_path} holds files that this job did not write ({shown}): remove them or give another path"
+            f"output path {output_path} holds files that this job did not write ({_shown(foreign)}): remove them or give another path"
         )
+
+
+def check_holds_only(output_path: str, names: Iterable[str]) -> None:
+    """Refuse an output path that holds anything but these files, whoever put it there.
+
+    Raises:
+        OutputExists: naming the path and some of what is there.
+    """
+    others = sorted(set(_data_below(output_path)) - set(names))
+    if others:
+        raise OutputExists(
+            f"output path {output_path} holds files already ({_shown(others)}), and mode='error' was given: remove them, give another path, "
+            "or mode='overwrite' or 'append'"
+        )
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _data_below(output_path: str) -> list[str]:
+    """The files at an output path but for those that wait in staging within it; none if it is not there."""
+    return [name for name in files_below(output_path) if not name.startswith(".staging" + os.sep)]
 
 
 def check_can_be_made(output_path: str) -> None:
@@ -295,8 +338,10 @@ def _holds_only_ours(directory: str, job_id: str) -> bool:
     return bool(names) and all(job_id in name for name in names)
 
 
-def remove_staging(path: str) -> None:
-    """Remove a directory of staging, and the one above it if nothing else is in that."""
+def remove_staging(path: str, levels_above: int = 1) -> None:
+    """Remove a directory of staging, and so many above it if nothing else is in them."""
     shutil.rmtree(path, ignore_errors=True)
-    with contextlib.suppress(OSError):  # another job's staging is there too, or somebody removed it
-        os.rmdir(os.path.dirname(path))
+    with contextlib.suppress(OSError):  # staging of others is there too, or somebody removed it
+        for _ in range(levels_above):
+            path = os.path.dirname(path)
+            os.rmdir(path)

@@ -24,6 +24,7 @@ from smallpond_mpi.execution.task.publish import (
     MANIFEST_FILENAME,
     SinkMode,
     check_can_be_made,
+    check_holds_only,
     check_no_foreign_files,
     distinct_names,
     publish,
@@ -46,12 +47,12 @@ class DataSinkTask(Task):
     """Collects the files of its inputs for `output_path`, or publishes what others collected.
 
     `type` link hard-links (to another mount: symlinks), copy copies, link_or_copy links or, across mounts, copies, manifest takes the files
-    where they are. `mode` says what becomes of what is there already: an error, it is replaced as a whole, or it stays beside what is added.
-    Files keep the `num_dirs` directories that they lie in. A dataset that is not whole Parquet files (rows of a file, slices of a shuffle) is written out.
+    where they are. `mode` says what becomes of what is there already: an error, it is replaced as a whole, or it stays beside what is added;
+    None: what this job put there itself is replaced, anything else is an error. Files keep the `num_dirs` directories that they lie in. A dataset that is not whole Parquet files (rows of a file, slices of a shuffle) is written out.
     """
 
     manifest_filename = MANIFEST_FILENAME
-    mode: SinkMode = "error"
+    mode: SinkMode | None = None
     num_dirs = 0
 
     def __init__(
@@ -63,7 +64,7 @@ class DataSinkTask(Task):
         type: DataSinkType = "link_manifest",
         manifest_only: bool = False,
         is_final_node: bool = False,
-        mode: SinkMode = "error",
+        mode: SinkMode | None = None,
         num_dirs: int = 0,
     ) -> None:
         super().__init__(ctx, input_deps, partition_infos)
@@ -73,7 +74,7 @@ class DataSinkTask(Task):
         self._temp_output = False
         self.type: DataSinkType = "manifest" if manifest_only else type
         self.is_final_node = is_final_node
-        if mode != "error":
+        if mode is not None:
             self.mode = mode
         if num_dirs:
             self.num_dirs = num_dirs
@@ -97,6 +98,14 @@ class DataSinkTask(Task):
         return self.type != "manifest"
 
     @property
+    def has_own_names(self) -> bool:
+        """Whether files are named after the attempt that collects them, of which the journal knows before any is published.
+
+        A sink that is repeated finds what it did by that. Names of its inputs' files would be those of another sink of the same rows, too.
+        """
+        return self.mode in ("append", "error")
+
+    @property
     def manifest_path(self) -> str:
         """The list of the files in it, one absolute path a line."""
         return os.path.join(self.output_path, self.manifest_filename)
@@ -116,10 +125,16 @@ class DataSinkTask(Task):
         return inside if _must_stage_inside(self.output_path) and not os.path.isdir(beside) else beside
 
     @property
-    def _stagings(self) -> tuple[str, str]:
+    def _stagings(self) -> list[str]:
+        # A node's own: several may write to one path, and what one has published must not go with what another still needs.
+        return [os.path.join(staging, str(self.node_id)) for staging in self.stagings_of_job]
+
+    @property
+    def stagings_of_job(self) -> list[str]:
+        """Where files of this job for the output path may be waiting: beside it, inside it."""
         parent, name = os.path.split(self.output_path)
         job = str(self.ctx.job_id)
-        return os.path.join(parent, f".{name}.staging", job), os.path.join(self.output_path, ".staging", job)
+        return [os.path.join(parent, f".{name}.staging", job), os.path.join(self.output_path, ".staging", job)]
 
     @property
     def runtime_output_abspath(self) -> str:
@@ -163,8 +178,10 @@ class DataSinkTask(Task):
 
     def check_before_run(self) -> None:
         if self.publishes:
-            if self.mode == "error":
+            if self.mode in (None, "error"):
                 check_no_foreign_files(self.output_path, str(self.ctx.job_id))
+            if self.mode == "error" and not self.ctx.sched_epoch:
+                check_holds_only(self.output_path, ())
             check_can_be_made(self.output_path)
 
     # collecting
@@ -181,9 +198,18 @@ class DataSinkTask(Task):
         sources = dataset.resolved_paths
         if self.type == "manifest" or all(path.startswith(staging) for path in sources):
             return dataset
-        targets = [os.path.join(self.runtime_output_abspath, name) for name in distinct_names(sources, self.num_dirs)]
+        names = self._own_names(sources, index) if self.has_own_names else distinct_names(sources, self.num_dirs)
+        targets = [os.path.join(self.runtime_output_abspath, name) for name in names]
         list(pool.map(self._place, sources, targets))
         return dataset.renamed(targets)
+
+    def _own_names(self, sources: Sequence[str], index: int) -> list[str]:
+        """Names that no other sink gives, in the order of the files; the directories above them stay."""
+        width = len(str(len(sources)))
+        stem = f"{self.output_filename}-{index}"
+        names = [f"{stem}.{number:0{width}}{os.path.splitext(source)[1]}" for number, source in enumerate(sources)]
+        parents = [source.split(os.sep)[-1 - self.num_dirs : -1] for source in sources]
+        return [os.path.join(*parent, name) for parent, name in zip(parents, names, strict=True)]
 
     def _write_out(self, dataset: "DataSet", index: int) -> "DataSet":
         from smallpond_mpi.execution.task.output import copy_dataset
@@ -210,7 +236,7 @@ class DataSinkTask(Task):
 
     def _publish(self, dataset: "DataSet") -> None:
         """Make the files of `dataset` appear under the output path, and the manifest after them."""
-        self.obsolete_paths = list(self._stagings)
+        self.obsolete_paths = self._stagings
         placed: dict[str, str] = {}
         final: list[str] = []
         sources = dataset.resolved_paths

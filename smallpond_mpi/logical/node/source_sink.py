@@ -44,13 +44,13 @@ class DataSinkNode(Node):
     """Put all output files of the inputs into `output_path`.
 
     Args:
-        output_path: absolute; files of others there are an error.
+        output_path: absolute.
         type: `link` hard-links (to another mount: symlinks), `copy` copies, `link_or_copy` links or, across mounts, copies,
             `manifest` only writes a list of the files.
         manifest_only: the same as type `manifest`.
         is_final_node: the output is the job's result.
-        mode: what becomes of what is at the output path already: `error` (what this job itself put there is replaced), `overwrite` (all of
-            it is replaced), `append` (it stays, and its manifest lists the new files too).
+        mode: what becomes of what is at the output path already: `error`, `overwrite` (all of it is replaced), `append` (it stays, and its
+            manifest lists the new files too). None: what this job itself put there is replaced, files of others are an error.
         num_dirs: how many of the directories that a file lies in it keeps.
     """
 
@@ -64,7 +64,7 @@ class DataSinkNode(Node):
         type: DataSinkType = "link",
         manifest_only: bool = False,
         is_final_node: bool = False,
-        mode: "SinkMode" = "error",
+        mode: "SinkMode | None" = None,
         num_dirs: int = 0,
     ) -> None:
         super().__init__(ctx, input_deps, output_path=output_path)
@@ -77,7 +77,7 @@ class DataSinkNode(Node):
         self.output_path: str = os.path.normpath(output_path)
         self.type: DataSinkType = "manifest" if manifest_only else type
         self.is_final_node = is_final_node
-        if mode not in ("error", "overwrite", "append"):
+        if mode not in (None, "error", "overwrite", "append"):
             raise self.invalid(f"mode must be error, overwrite or append, not {mode!r}")
         self.mode = mode
         self.num_dirs = num_dirs
@@ -114,7 +114,13 @@ class DataSinkNode(Node):
         from smallpond_mpi.execution.task.sink import DataSinkTask
 
         return DataSinkTask(
-            runtime_ctx, input_deps, partition_infos, self.output_path, type=self.type, num_dirs=self.num_dirs
+            runtime_ctx,
+            input_deps,
+            partition_infos,
+            self.output_path,
+            type=self.type,
+            mode=self.mode,
+            num_dirs=self.num_dirs,
         )
 
 

@@ -101,7 +101,7 @@ def clean(task: DataSinkTask) -> None:
     from smallpond_mpi.execution.scheduler.loop import remove_staging
 
     for path in task.obsolete_paths:
-        remove_staging(path)
+        remove_staging(path, levels_above=2)
 
 
 def listing(directory: Path) -> list[str]:

@@ -1,0 +1,112 @@
+"""Writing into directories that hold something already: what each mode makes of it, again and again in one session."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import smallpond_mpi as sp
+from smallpond_mpi.common import InputNotFound, OutputExists
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sp.Session]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SP_PROGRESS", "none")
+        made = sp.init(data_root=str(tmp_path_factory.mktemp("root")))
+        yield made
+        made.shutdown()
+
+
+@pytest.fixture
+def five(session: sp.Session) -> sp.DataFrame:
+    """0 to 4 in two partitions."""
+    return session.from_items([{"a": number} for number in range(5)]).repartition(2, by_rows=True)
+
+
+def times(path: Path) -> set[int]:
+    """How often each of the five is in the files, which the manifest must list."""
+    files = sorted(map(str, path.rglob("*.parquet")))
+    assert sorted((path / ".MANIFEST.txt").read_text().splitlines()) == files
+    found = Counter(value for file in files for value in pq.ParquetFile(file).read()["a"].to_pylist())
+    assert sorted(found) == [0, 1, 2, 3, 4]
+    assert not [name for name in os.listdir(path.parent) if name.endswith(".staging")]
+    return set(found.values())
+
+
+@pytest.mark.parametrize("first", [None, "error", "overwrite", "append"])
+def test_two_appends_of_one_frame_are_two(five: sp.DataFrame, tmp_path: Path, first: Any) -> None:
+    path = tmp_path / "out"
+    five.write_parquet(str(path), mode=first)
+    assert times(path) == {1}
+    five.write_parquet(str(path), mode="append")
+    five.write_parquet(str(path), mode="append")
+    assert times(path) == {3}
+    five.write_parquet(str(path))
+    assert times(path) == {1}
+
+
+def test_side_by_side(five: sp.DataFrame, tmp_path: Path) -> None:
+    """Sinks of one path have staging of their own, and the manifest lists what all of them wrote."""
+    path = tmp_path / "out"
+    five.session.wait(*[five.write_parquet_lazy(str(path), mode="append") for _ in range(4)])
+    assert times(path) == {4}
+
+
+def test_of_files_that_others_named(five: sp.DataFrame, tmp_path: Path) -> None:
+    """Files of one name from two directories don't take each other's place."""
+    path = tmp_path / "out"
+    for day in ("monday", "tuesday"):
+        (tmp_path / day).mkdir()
+        pq.write_table(pa.table({"a": range(5)}), tmp_path / day / "part-0.parquet")
+        five.session.read_parquet(str(tmp_path / day)).write_parquet(str(path), mode="append")
+    assert times(path) == {2}
+
+
+def test_directories_by_values(five: sp.DataFrame, tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    rows = five.with_columns(k="a % 2", b="a")
+    for _ in range(2):
+        rows.write_parquet(str(path), partition_by="k", mode="append")
+    assert times(path) == {2}
+    assert sorted(place.name for place in path.iterdir() if place.is_dir()) == ["k=0", "k=1"]
+    with pytest.raises(OutputExists, match="mode='error' was given"):
+        rows.write_parquet(str(path), partition_by="k", mode="error")
+
+
+def test_error_means_what_this_job_wrote_too(five: sp.DataFrame, tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.mkdir()
+    five.write_parquet(str(path), mode="error")
+    assert times(path) == {1}
+    for write in (five.write_parquet, five.filter("a > 1").write_parquet, five.write_json):
+        with pytest.raises(OutputExists, match=r"holds files already .*mode='error' was given[\s\S]*test_writing.py:"):
+            write(str(path), mode="error")
+    assert times(path) == {1}
+
+
+def test_a_frame_is_written_over_what_it_was_read_from(five: sp.DataFrame, tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    five.write_parquet(str(path))
+    five.session.read_parquet(str(path)).map("4 - a as a").write_parquet(str(path), mode="overwrite")
+    assert times(path) == {1}
+    five.session.read_parquet(str(path)).write_parquet(str(path), mode="overwrite")
+    assert times(path) == {1}
+    five.session.read_parquet(str(path)).write_parquet(str(path), mode="append")
+    assert times(path) == {2}
+
+
+def test_a_frame_whose_files_were_replaced_says_so(five: sp.DataFrame, tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    five.write_parquet(str(path))
+    early = five.session.read_parquet(str(path))
+    assert early.count() == 5
+    five.filter("a > 2").write_parquet(str(path), mode="overwrite")
+    with pytest.raises(InputNotFound, match=r"out/.*parquet' does not exist[\s\S]*test_writing.py:"):
+        early.map("a + 1 as a").to_arrow()
+    assert five.session.read_parquet(str(path)).count() == 2
