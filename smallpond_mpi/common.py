@@ -128,6 +128,18 @@ class JobFailed(SmallpondError, RuntimeError):
     """The job ended without its result; the message tells the task, its place in the script and what it died of."""
 
 
+STOPPED_EXIT_CODE = 75
+"""Exit code of a script whose job was asked to stop before it was done: EX_TEMPFAIL of sysexits.h, try again later."""
+
+
+class JobStopped(SystemExit):
+    """The job was asked to stop (SIGUSR1) and has done so in order: the script ends, and its job can be taken up where it was."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(STOPPED_EXIT_CODE)
+        self.reason = reason
+
+
 def pytest_running() -> bool:
     """Whether this process runs under pytest."""
     return "PYTEST_CURRENT_TEST" in os.environ or "pytest" in sys.modules

@@ -24,6 +24,7 @@ LIBRARY_DIR = os.path.dirname(os.__file__) + os.sep
 
 _place: Place | None = None
 _job: Any = None  # the last Job that was opened here; workers never load its class
+_stop_reason: str | None = None  # from a SIGUSR1
 
 
 def current() -> Any:
@@ -35,6 +36,8 @@ def opened(job: Any) -> None:
     """From now on signals, errors that nobody catches, and the end of the process are about this job."""
     global _job
     _job = job
+    if _stop_reason is not None:
+        job.ask_to_stop(_stop_reason)
 
 
 def take_place(env: Mapping[str, str]) -> Place:
@@ -92,7 +95,7 @@ def open_session(load_class: Callable[[], Any], load_config: Callable[[], Config
 
 
 def install_hooks() -> None:
-    """Errors of ours end the script with one clear message; SIGTERM ends it in order; the job is closed at exit."""
+    """Errors of ours end the script with one clear message; SIGTERM ends it in order, SIGUSR1 when what runs is done; the job is closed at exit."""
     if getattr(sys.excepthook, "of_smallpond_mpi", False):
         return
     previous = sys.excepthook
@@ -116,6 +119,8 @@ def install_hooks() -> None:
     atexit.register(_shut_down_at_exit)
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _on_sigterm)
+    if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
+        signal.signal(signal.SIGUSR1, _on_sigusr1)
 
 
 def end_with_launcher() -> None:
@@ -132,6 +137,17 @@ def end_with_launcher() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+def _on_sigusr1(signum: int, frame: FrameType | None) -> None:
+    """Slurm's warning (`--signal=USR1@120`): the end is near, but not here."""
+    global _stop_reason
+    if _stop_reason is None:
+        _stop_reason = "asked to stop by SIGUSR1"
+        _say("smallpond_mpi: SIGUSR1: what runs is finished, nothing new is started")
+        job = current()
+        if job is not None:
+            job.ask_to_stop(_stop_reason)
+
+
 def _on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
     job = current()
     if job is not None:
@@ -141,13 +157,15 @@ def _on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 def _say_ended(what: str) -> None:
-    """The job was ended from outside: say how it goes on. Written past Python's buffers: a signal may come while they are in use."""
+    """The job was ended from outside: say how it goes on."""
     job = current()
-    again = ""
-    if job is not None:
-        again = f". Job {job.ctx.job_id} can be taken up where it was: start the script with SP_JOBID={job.ctx.job_id}"
+    _say(what if job is None else f"{what}. {job.how_to_go_on()}")
+
+
+def _say(line: str) -> None:
+    """Written past Python's buffers: a signal may come while they are in use."""
     with contextlib.suppress(OSError):  # stderr went to a launcher that is dead
-        os.write(2, f"{what}{again}\n".encode())
+        os.write(2, f"{line}\n".encode())
 
 
 def _shut_down_at_exit() -> None:

@@ -18,7 +18,7 @@ from datetime import datetime
 
 import cloudpickle
 
-from smallpond_mpi.common import DataRootUnusable, JobFailed, JobOwned
+from smallpond_mpi.common import DataRootUnusable, JobFailed, JobOwned, JobStopped
 from smallpond_mpi.config import LEVELS, Config
 from smallpond_mpi.execution.by_value import pickle_by_value_what_lies_beside, script_dirs
 from smallpond_mpi.execution.context import JobId, RuntimeContext
@@ -40,6 +40,7 @@ from smallpond_mpi.faults import fault_point
 from smallpond_mpi.io.memory import MEMORY_POOL_VARIABLE, check_memory_pool
 from smallpond_mpi.logical.node import Node, NodeId
 from smallpond_mpi.logical.planner import Planner
+from smallpond_mpi.platform.arrays import ARRAY_OF, element_of
 
 FIRST_JOIN_SECS = 3600.0
 """How long a scheduler waits for the first executor that joins by files, and later for one that is large enough: they may be in a batch system's queue."""
@@ -175,18 +176,40 @@ class Job:
         """Bring tasks, and what they need, to success; returns those that were not done before. `nodes` are those that they were made from.
 
         Raises:
-            BadInput: a task failed for what the user gave, or can be seen to. JobFailed: it failed for another reason.
+            BadInput: a task failed for what the user gave, or can be seen to. JobFailed: it failed for another reason. JobStopped: it was asked to stop.
         """
         pending = self.check(targets, nodes)
         if pending:
             pickle_by_value_what_lies_beside(script_dirs())
             try:
                 self.loop.run(targets)
+            except JobStopped as stopped:
+                self.failure = stopped.reason
+                sys.stdout.flush()
+                sys.stderr.write(f"smallpond_mpi: stopped in order ({stopped.reason}). {self.how_to_go_on()}\n")
+                sys.stderr.flush()
+                raise
             except BaseException as error:
                 self.failure = f"{type(error).__name__}: {error}"
                 raise
             self.failure = None
         return pending
+
+    def ask_to_stop(self, reason: str) -> None:
+        """Start nothing new; what runs comes to its end, and the script ends then (JobStopped)."""
+        self.loop.drain(reason)
+
+    def how_to_go_on(self) -> str:
+        """A sentence for whoever has ended this job, or has seen it end."""
+        element = element_of(os.environ)
+        if element is None:
+            return (
+                f"Job {self.ctx.job_id} can be taken up where it was: start the script with SP_JOBID={self.ctx.job_id}"
+            )
+        return (
+            f"Element {element.index} of array {element.array} can be taken up where it was: "
+            f"sbatch --array={element.index} --export=ALL,{ARRAY_OF}={element.array} and the batch script"
+        )
 
     # the end
 

@@ -69,6 +69,7 @@ def serve_job(paths: JobPaths, env: Mapping[str, str], allowance: Allowance, wai
 
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, leave)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # Slurm's warning: the scheduler's to answer
     server = ForkServer(env)  # starts while this process waits
     sleep_precisely()
     try:

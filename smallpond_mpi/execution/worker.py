@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import FrameType
 from typing import Any, NoReturn
 
 from smallpond_mpi.execution import vigil
@@ -21,10 +22,12 @@ from smallpond_mpi.execution.transport import Transport, nap_secs
 from smallpond_mpi.execution.transport.local import local_pair
 from smallpond_mpi.forgotten import arrived
 from smallpond_mpi.platform import discover
-from smallpond_mpi.platform.binding import launched_by_mpi
+from smallpond_mpi.platform.binding import SRUN, launched_by_mpi, launcher_of
 from smallpond_mpi.platform.process import sleep_precisely
 
 FINALIZE_SECS = 10.0
+TERMINATE_SECS = 20
+"""How long a rank outlives srun's SIGTERM. Slurm's SIGKILL comes after KillWait, 30 seconds by default."""
 
 
 @dataclass
@@ -40,6 +43,7 @@ class Place:
     has_served: bool = False  # an earlier job of this process: its ranks are called back for the next
     is_dismissed: bool = False  # the other ranks have been told to leave
     has_left: bool = False
+    by_srun: bool = False
 
     def __post_init__(self) -> None:
         self.ranks = set(map(Rank, range(self.size)))
@@ -67,9 +71,11 @@ class Place:
 
     def serve(self) -> NoReturn:
         """Run tasks for rank 0 until it says that the session is over, then leave the process."""
-        # Ctrl-C reaches every rank: rank 0 answers for all. A SIGTERM ends this rank alone; its fork server sees that and kills the children.
+        # Ctrl-C and Slurm's warning reach every rank: rank 0 answers for all. A SIGTERM ends this rank alone; its fork server sees that and kills the
+        # children. But srun's goes to all ranks, and rank 0 is to end the job in order with those it has.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, _end_soon if self.by_srun else signal.SIG_DFL)
         executor = ExecutorLoop(
             self.transport,
             rank=self.rank,
@@ -107,6 +113,12 @@ class Place:
         self.transport.finalize(FINALIZE_SECS, exit_code_if_stuck)
 
 
+def _end_soon(signum: int, frame: FrameType | None) -> None:
+    """Leave it to rank 0 to end the job. Should it not, the kernel ends this rank."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(TERMINATE_SECS)
+
+
 def work(executor: ExecutorLoop, wants_out: Callable[[], bool] = lambda: False) -> None:
     """Run what rank 0 sends until the executor has finished, or somebody wants it to."""
     try:
@@ -134,6 +146,8 @@ def arrive(env: Mapping[str, str]) -> Place:
         SmallpondError: the launcher started several processes, but they don't see each other.
     """
     arrived()
+    if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # of a rank that has no script: it must not die of a warning
     server = ForkServer(env)
     sleep_precisely()
     try:
@@ -142,7 +156,8 @@ def arrive(env: Mapping[str, str]) -> Place:
 
             with vigil.over_start(env):
                 transport, world = start(env)
-            return Place(world.rank, world.size, world.host, world.capacity, server, transport)
+            by_srun = launcher_of(env) == SRUN
+            return Place(world.rank, world.size, world.host, world.capacity, server, transport, by_srun=by_srun)
         me = discover.local_rank(SCHEDULER_RANK, env)
         capacity = discover.capacity(SCHEDULER_RANK, (me,), env, world_size=1)
         return Place(SCHEDULER_RANK, 1, socket.gethostname(), capacity, server, None)

@@ -9,6 +9,7 @@ It decides nothing: what a command says is done, in order.
 """
 
 import gc
+import math
 import pickle
 import sys
 import time
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import assert_never
 
-from smallpond_mpi.common import CannotPickle, JobFailed
+from smallpond_mpi.common import CannotPickle, JobFailed, JobStopped
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.executor.loop import ExecutorLoop
 from smallpond_mpi.execution.interrupts import Interrupts
@@ -122,6 +123,7 @@ class SchedulerLoop:
         self.user_staging_roots: set[str] = set()
         self.sink_stagings: set[str] = set()
         self._finished: FinishJob | None = None
+        self._asked_to_stop: str | None = None
         self._is_over = False  # ranks that join now wait for another job
         self._last_poll = clock()
         self._last_news = 0.0
@@ -152,7 +154,7 @@ class SchedulerLoop:
         """Bring the targets, and what they need, to success.
 
         Raises:
-            BadInput: a task failed for what the user gave. JobFailed: it failed for another reason.
+            BadInput: a task failed for what the user gave. JobFailed: it failed for another reason. JobStopped: as `drain` asked.
         """
         if self._executor.finished:
             raise JobFailed(f"this session can't run anything any more: {self._executor.reason or 'it was shut down'}")
@@ -163,6 +165,8 @@ class SchedulerLoop:
         self._observer.submitted(intake.tasks, intake.done, self._clock())
         if not intake.tasks:
             return
+        if self._asked_to_stop is not None:
+            raise JobStopped(self._asked_to_stop)
         self._outputs.expect(intake.tasks)
         self._sweep_outputs()
         self._tasks.update((task.id, task) for task in intake.tasks)
@@ -172,8 +176,12 @@ class SchedulerLoop:
         gc.freeze()
         try:
             with Interrupts() as interrupts:
+                is_draining = False
                 while self._finished is None:
                     self._turn()
+                    if self._asked_to_stop is not None and not is_draining:
+                        is_draining = True
+                        self._handle(events.StopRequested(self._asked_to_stop, math.inf))
                     interrupts.raise_if_any()
             self._journal.flush(self._clock())
         except (KeyboardInterrupt, SystemExit):
@@ -188,6 +196,8 @@ class SchedulerLoop:
         self._sweep_outputs()
         if finished.failed is not None:
             raise self._story_of(finished.failed, finished.reason, {task.id: task for task in intake.tasks})
+        if self._asked_to_stop is not None and not all(task.is_done for task in intake.tasks):
+            raise JobStopped(self._asked_to_stop)
 
     def _sweep_outputs(self) -> None:
         """Remove named results that are nobody's. Those recorded earlier may be of tasks that the script has not come to yet."""
@@ -199,6 +209,10 @@ class SchedulerLoop:
         for record in self._restored.accepted.values():
             if not self._lineage.is_used(record):
                 self._remove_output(record.attempt, record.state)
+
+    def drain(self, reason: str) -> None:
+        """From now on start nothing new; a run ends when what runs has ended. For signal handlers: it is only noted here."""
+        self._asked_to_stop = reason
 
     def stop(self, reason: str) -> None:
         """End everything that runs, and come back when it has ended."""
