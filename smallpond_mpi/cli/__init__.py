@@ -8,7 +8,8 @@ from typing import NoReturn
 from smallpond_mpi import forgotten
 from smallpond_mpi.cli.ranks import send_home, serve
 from smallpond_mpi.execution.model import SCHEDULER_RANK
-from smallpond_mpi.platform.binding import launched_rank
+from smallpond_mpi.platform import slurm
+from smallpond_mpi.platform.binding import launched_by_mpi, launched_rank
 
 IN_RANKS = ("run", "demo")
 """Commands that are jobs: started by a launcher, all ranks but one work for it."""
@@ -30,8 +31,9 @@ def main() -> NoReturn:
 
 
 def _command(arguments: Sequence[str]) -> NoReturn:
-    if arguments[:1] == ["run"] and len(arguments) > 1 and not arguments[1].startswith("-"):
-        # without an option of ours: a script should not have to wait for typer
+    is_plain = arguments[:1] == ["run"] and len(arguments) > 1 and not arguments[1].startswith("-")
+    if is_plain and (launched_by_mpi(os.environ) or not slurm.is_job(os.environ)):
+        # without an option of ours, and no ranks to start: a script should not have to wait for typer
         from smallpond_mpi.cli.script import run
 
         sys.exit(run(arguments[1], arguments[2:], os.environ))

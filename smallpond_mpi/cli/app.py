@@ -9,7 +9,7 @@ import typer
 import smallpond_mpi
 from smallpond_mpi.cli import script as scripts
 from smallpond_mpi.cli import slurm_commands
-from smallpond_mpi.cli.launch import NoLauncher, launch
+from smallpond_mpi.cli.launch import NoLauncher, launch, tasks_of_allocation
 from smallpond_mpi.demo.job import run_demo, what_is_missing
 from smallpond_mpi.platform.binding import launched_by_mpi
 
@@ -58,6 +58,7 @@ def run(
     ulfm: Ulfm = True,
 ) -> None:
     """Run a script, on several ranks with -n or under a launcher, otherwise in this process."""
+    n = _ranks_of_job(n)
     if _starts_ranks(n):
         if not os.path.exists(script) or os.path.isdir(script):  # once, instead of once a rank
             sys.exit(scripts.run(script, [], {}))
@@ -77,6 +78,7 @@ def demo(
     missing = what_is_missing()
     if missing is not None:
         sys.exit(missing)
+    n = _ranks_of_job(n)
     if _starts_ranks(n):
         _launch(n, ["demo", *(["--keep", keep] if keep is not None else [])], ulfm)
     sys.exit(run_demo(keep, os.environ))
@@ -89,6 +91,39 @@ def collect_array(
 ) -> None:
     """Make one dataset of what the elements of a Slurm job array wrote; or name those that are missing or failed, and how to run just these again."""
     sys.exit(slurm_commands.collect_array(array, data_root, os.environ))
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": ["--help"]}
+)
+def submit(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="script.py [OPTIONS OF SBATCH] [--dry-run] [--wait] [--data-root DIR] [-- ARGS]"),
+    ],
+) -> None:
+    """Submit a script as a Slurm job that runs it on all its tasks: options are those of sbatch, as in sbatch (-N2 --ntasks-per-node=1 -c16 -t 2:00:00).
+
+    The batch script is shown; --dry-run leaves it at that. --wait waits for the job's end, and has its exit code.
+    """
+    sys.exit(slurm_commands.submit_script(words, os.environ))
+
+
+@app.command()
+def status(
+    job: Annotated[str | None, typer.Argument(help="An id of ours, or Slurm's (also of an array, or 40_3).")] = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Tell what becomes of a job, or of the last ones: from what they leave below the data root, and from Slurm."""
+    sys.exit(slurm_commands.show_status(job, data_root, os.environ))
+
+
+def _ranks_of_job(n: int | None) -> int | None:
+    """As many ranks as were asked for, else as the Slurm job has tasks, unless a step of it runs this already."""
+    try:
+        return tasks_of_allocation(os.environ) if n is None and not launched_by_mpi(os.environ) else n
+    except NoLauncher as error:
+        sys.exit(f"smallpond-mpi: {error}")
 
 
 def _starts_ranks(n: int | None) -> bool:

@@ -17,6 +17,7 @@ import psutil
 
 from smallpond_mpi.cli.stdin import hand_over
 from smallpond_mpi.common import SmallpondError
+from smallpond_mpi.platform import slurm
 from smallpond_mpi.platform.binding import RANK_VARIABLES
 
 NAMES = ("mpirun", "mpiexec")
@@ -112,6 +113,34 @@ def usable_cores() -> int:
     return min(cpus, psutil.cpu_count(logical=False) or cpus)
 
 
+def tasks_of_allocation(env: Mapping[str, str]) -> int | None:
+    """How many ranks a Slurm job is meant to have, seen from its batch script or an interactive shell in it; None elsewhere.
+
+    That is the number of its tasks, if somebody asked for one; otherwise one rank a node, which has all of the job's CPUs there.
+
+    Raises:
+        NoLauncher: it is a heterogeneous job, of which mpirun sees the first component only.
+    """
+    if not slurm.is_job(env) or slurm.is_step(env):
+        return None
+    components = env.get("SLURM_HET_SIZE", "1")
+    if components != "1":
+        last = int(components) - 1
+        raise NoLauncher(
+            f"this heterogeneous job has {components} components, and mpirun sees only the first: start the ranks of all by "
+            f"`srun --het-group=0-{last} --mpi=pmix smallpond-mpi run ...` (--mpi=pmi2 for MPICH), or give -n for ranks on the first alone"
+        )
+    for name, times in (("SLURM_NTASKS", 1), ("SLURM_NTASKS_PER_NODE", _nodes(env))):
+        if env.get(name, "").isdigit():
+            return int(env[name]) * times
+    return _nodes(env)
+
+
+def _nodes(env: Mapping[str, str]) -> int:
+    nodes = env.get("SLURM_JOB_NUM_NODES", "1")
+    return int(nodes) if nodes.isdigit() else 1
+
+
 def settings(launcher: Launcher, n: int, *, is_root: bool, cores: int) -> dict[str, str]:
     """Variables that this launcher needs to start n ranks here."""
     if launcher.kind != "Open MPI":
@@ -159,8 +188,7 @@ def launch(n: int, arguments: Sequence[str], env: Mapping[str, str], *, ulfm: bo
         NoLauncher: there is none.
     """
     launcher = find_launcher(env)
-    nodes = env.get("SLURM_JOB_NUM_NODES", "1")
-    cores = usable_cores() * (int(nodes) if nodes.isdigit() else 1)
+    cores = usable_cores() * _nodes(env)
     clean = outside_launch(env)
     needed = settings(launcher, n, is_root=os.geteuid() == 0, cores=cores)
     own_stdin = launcher.is_open_mpi_5 and hand_over(clean)

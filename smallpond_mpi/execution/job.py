@@ -6,6 +6,7 @@ Place (ranks, rank 0's executor)  --serves-->  Job: lease, journal, context, sch
 """
 
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -40,6 +41,7 @@ from smallpond_mpi.faults import fault_point
 from smallpond_mpi.io.memory import MEMORY_POOL_VARIABLE, check_memory_pool
 from smallpond_mpi.logical.node import Node, NodeId
 from smallpond_mpi.logical.planner import Planner
+from smallpond_mpi.platform import slurm
 from smallpond_mpi.platform.arrays import ARRAY_OF, element_of
 
 FIRST_JOIN_SECS = 3600.0
@@ -81,6 +83,7 @@ class Job:
             ctx.cleanup(remove_output_root=True)
         ctx.initialize("0")
         self._journal = Journal(ctx.paths, restored.epoch)
+        _note_slurm_job(ctx.paths.slurm, os.environ)
         ctx.sched_epoch = restored.epoch
         if restored.started is not None:
             ctx.job_time = datetime.fromtimestamp(restored.started.job_time)
@@ -288,6 +291,14 @@ def check_data_root(data_root: str) -> None:
             error.errno,
             f"data root {data_root} can't be written to: {error.strerror}; give another one by data_root= or SP_DATA_ROOT",
         ) from None
+
+
+def _note_slurm_job(path: str, env: Mapping[str, str]) -> None:
+    """Leave for `smallpond-mpi status` which job of Slurm's runs this one."""
+    if slurm.is_job(env):
+        names = {"job": "SLURM_JOB_ID", "array": "SLURM_ARRAY_JOB_ID", "index": "SLURM_ARRAY_TASK_ID"}
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({key: env[name] for key, name in names.items() if name in env}, file)
 
 
 def _say_how_to_join(ctx: RuntimeContext) -> None:

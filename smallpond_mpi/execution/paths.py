@@ -11,6 +11,7 @@
     queue/      messages of executors that join by files  removed at the end
     owner       lease of the process that runs the job
     status      "success", or "failure" and why
+    slurm       the Slurm job that ran it last, as JSON
 """
 
 import uuid
@@ -96,6 +97,10 @@ class JobPaths:
     @property
     def status(self) -> str:
         return join(self.root, "status")
+
+    @property
+    def slurm(self) -> str:
+        return join(self.root, "slurm")
 
     @property
     def runtime_ctx(self) -> str:

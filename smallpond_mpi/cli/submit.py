@@ -1,0 +1,133 @@
+"""`smallpond-mpi submit`: the batch script that runs a Python script on all tasks of a Slurm job. Pure: words and an environment in, text out.
+
+    submit [OPTIONS] script.py [OPTIONS] [-- ARGS OF THE SCRIPT]
+
+OPTIONS are ours, or sbatch's, which are passed on as they are.
+"""
+
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from smallpond_mpi.common import InvalidArgument
+
+WARNING_SECS = 120
+"""How long before the end of its time limit a job is warned. What runs then may still finish; Slurm's clock is good for a minute."""
+DEFAULTS = (
+    (("--signal",), f"--signal=B:USR1@{WARNING_SECS}"),
+    (("--open-mode",), "--open-mode=append"),
+)
+"""Options that a batch script gets unless it was given one of these names: a warning before the end, and a log that a requeue does not empty."""
+OF_COMMAND_LINE = ("--wrap", "--wait", "-W", "--parsable", "--test-only")
+"""Options of sbatch that say nothing of the job."""
+
+
+@dataclass
+class Request:
+    """What is to be submitted. `options` are sbatch's, one a text."""
+
+    script: str
+    options: list[str] = field(default_factory=list)
+    args: list[str] = field(default_factory=list)
+    data_root: str | None = None
+    is_dry: bool = False
+    waits: bool = False
+
+    @property
+    def is_array(self) -> bool:
+        """Whether the job is an array."""
+        return has_option(self.options, ("--array", "-a"))
+
+
+def parse(words: Sequence[str]) -> Request:
+    """The words after `submit`.
+
+    Raises:
+        InvalidArgument: there is no script among them, or an option that makes no sense here.
+    """
+    ours, dashes, args = _split(words)
+    place = next((place for place, word in enumerate(ours) if word.endswith(".py")), None)
+    if place is None:
+        raise InvalidArgument(
+            "give a script: smallpond-mpi submit script.py [options of sbatch] [--dry-run] [--wait] [-- arguments of the script]"
+        )
+    request = Request(ours[place], args=list(args))
+    rest = [*ours[:place], *ours[place + 1 :]]
+    while rest:
+        word = rest.pop(0)
+        if word == "--dry-run":
+            request.is_dry = True
+        elif word == "--wait":
+            request.waits = True
+        elif word.partition("=")[0] == "--data-root":
+            request.data_root = word.partition("=")[2] or (rest.pop(0) if rest else None)
+        elif not word.startswith("-"):
+            raise InvalidArgument(f"{word} is no option of sbatch; arguments of {request.script} stand after --")
+        elif word.partition("=")[0] in OF_COMMAND_LINE:
+            raise InvalidArgument(f"{word} makes no sense here: sbatch gets a script of its own")
+        else:
+            has_value = bool(rest) and "=" not in word and not rest[0].startswith("-")
+            request.options.append(f"{word} {rest.pop(0)}" if has_value else word)
+    if dashes and not args:
+        raise InvalidArgument("no argument follows --")
+    return request
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], bool, list[str]]:
+    if "--" not in words:
+        return list(words), False, []
+    place = list(words).index("--")
+    return list(words[:place]), True, list(words[place + 1 :])
+
+
+def has_option(options: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether one of these options was given, in any of the forms that sbatch understands: `-n4`, `-n 4`, `--ntasks=4`, `--ntasks 4`."""
+    for option in options:
+        word = re.split(r"[ =]", option, maxsplit=1)[0]
+        if word in names or (not word.startswith("--") and word[:2] in names):
+            return True
+    return False
+
+
+def render(
+    request: Request, python: str, data_root: str, job_id: str, env: Mapping[str, str], defaults: bool = True
+) -> str:
+    """The batch script. `job_id` is what the job is taken up by when it runs again."""
+    options = list(request.options)
+    if not has_option(options, ("--job-name", "-J")):
+        options.insert(0, f"--job-name={_name_of(request.script)}")
+    options += [option for names, option in DEFAULTS if defaults and not has_option(options, names)]
+    exports = {
+        "PATH": f"{os.path.dirname(python)}:{env.get('PATH', os.defpath)}",
+        "SP_DATA_ROOT": data_root,
+        **({} if request.is_array else {"SP_JOBID": job_id}),
+    }
+    command = [python, "-m", "smallpond_mpi", "run", os.path.abspath(request.script), *request.args]
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            *(f"#SBATCH {_quoted(option)}" for option in options),
+            *(f"export {name}={shlex.quote(value)}" for name, value in exports.items()),
+            "# mpirun takes the place of this shell: Slurm's signals reach the ranks",
+            f"exec {shlex.join(command)}",
+            "",
+        ]
+    )
+
+
+def _name_of(script: str) -> str:
+    return re.sub(r"[^\w.-]", "_", os.path.basename(script))
+
+
+def _quoted(option: str) -> str:
+    """As sbatch reads it in a script: a value with spaces in quotes."""
+    name, separator, value = re.match(r"([^ =]+)([ =]?)(.*)", option, re.DOTALL).groups()  # type: ignore[union-attr]
+    return name + separator + (shlex.quote(value) if value else "")
+
+
+def log_of(fields: Mapping[str, str], is_array: bool) -> str:
+    """Where Slurm writes what the job prints, from what scontrol says of it."""
+    path = fields.get("StdOut", "")
+    return path or os.path.join(fields.get("WorkDir", "."), "slurm-%A_%a.out" if is_array else "slurm-%j.out")
