@@ -119,7 +119,7 @@ def install_hooks() -> None:
     atexit.register(_shut_down_at_exit)
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _on_sigterm)
-    if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
+    if signal.getsignal(signal.SIGUSR1) in (signal.SIG_DFL, signal.SIG_IGN):
         signal.signal(signal.SIGUSR1, _on_sigusr1)
 
 

@@ -1,6 +1,7 @@
 """The command `smallpond-mpi`. A rank other than 0 serves and never learns what the command was; the rest is in `app`, which loads typer."""
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -19,7 +20,10 @@ def main() -> NoReturn:
     """Entry of the command."""
     forgotten.unwatch()
     arguments = sys.argv[1:]
-    rank = launched_rank(os.environ) if arguments[:1] and arguments[0] in IN_RANKS else None
+    is_job = arguments[:1] != [] and arguments[0] in IN_RANKS
+    rank = launched_rank(os.environ) if is_job else None
+    if is_job:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # Slurm's warning may come before anybody can answer it
     if rank not in (None, SCHEDULER_RANK):
         serve(os.environ)
     pid = os.getpid()

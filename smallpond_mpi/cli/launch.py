@@ -161,9 +161,21 @@ def settings(launcher: Launcher, n: int, *, is_root: bool, cores: int) -> dict[s
     return needed
 
 
-def command(launcher: Launcher, n: int, arguments: Sequence[str], *, ulfm: bool, own_stdin: bool) -> list[str]:
+def over_nodes(launcher: Launcher, n: int, nodes: int) -> list[str]:
+    """Options that spread n ranks over the nodes of a job. Left alone, a launcher fills the first one: Open MPI takes its CPUs, not its tasks, for places."""
+    if nodes < 2 or launcher.kind == "other":
+        return []
+    if launcher.kind == "Hydra":
+        return ["-ppn", str(-(-n // nodes))]
+    return ["--map-by", "node" if n % nodes else f"ppr:{n // nodes}:node"]
+
+
+def command(
+    launcher: Launcher, n: int, arguments: Sequence[str], *, ulfm: bool, own_stdin: bool, nodes: int = 1
+) -> list[str]:
     """The command line that runs `smallpond-mpi arguments…` on n ranks. With `own_stdin` rank 0 does without the launcher's."""
     options = [*(["--with-ft", "ulfm"] if ulfm else []), *(["--stdin", "none"] if own_stdin else [])]
+    options += over_nodes(launcher, n, nodes)
     return [launcher.path, *options, "-n", str(n), sys.executable, "-m", "smallpond_mpi", *arguments]
 
 
@@ -192,7 +204,7 @@ def launch(n: int, arguments: Sequence[str], env: Mapping[str, str], *, ulfm: bo
     clean = outside_launch(env)
     needed = settings(launcher, n, is_root=os.geteuid() == 0, cores=cores)
     own_stdin = launcher.is_open_mpi_5 and hand_over(clean)
-    line = command(launcher, n, arguments, ulfm=ulfm and launcher.is_open_mpi_5, own_stdin=own_stdin)
+    line = command(launcher, n, arguments, ulfm=ulfm and launcher.is_open_mpi_5, own_stdin=own_stdin, nodes=_nodes(env))
     if launcher.is_open_mpi_5:
         remove_stale_session(clean)
     sys.stdout.flush()

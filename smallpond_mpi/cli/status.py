@@ -13,7 +13,7 @@ from smallpond_mpi.execution.journal import epochs_of
 from smallpond_mpi.execution.lease import PERIOD_SECS, read_owner
 from smallpond_mpi.execution.paths import JobPaths, job_uuid
 
-COUNTS = re.compile(r"^(\S+ \S+) .*?(\d+/\d+ tasks.*)")
+COUNTS = re.compile(r"^\S+ \S+ (\d[\d,]* of \d[\d,]* tasks .*)")
 TAIL_BYTES = 64 * 1024
 SHOWN_JOBS = 20
 
@@ -83,7 +83,7 @@ def last_counts(log: str) -> str:
     for line in reversed(log.splitlines()):
         matched = COUNTS.match(line)
         if matched:
-            return matched[2]
+            return matched[1]
     return ""
 
 

@@ -15,11 +15,8 @@ from smallpond_mpi.common import InvalidArgument
 
 WARNING_SECS = 120
 """How long before the end of its time limit a job is warned. What runs then may still finish; Slurm's clock is good for a minute."""
-DEFAULTS = (
-    (("--signal",), f"--signal=B:USR1@{WARNING_SECS}"),
-    (("--open-mode",), "--open-mode=append"),
-)
-"""Options that a batch script gets unless it was given one of these names: a warning before the end, and a log that a requeue does not empty."""
+WARNED_SECS = 600
+"""Jobs with a shorter limit are not warned: it would come when they have hardly begun."""
 OF_COMMAND_LINE = ("--wrap", "--wait", "-W", "--parsable", "--test-only")
 """Options of sbatch that say nothing of the job."""
 
@@ -91,14 +88,15 @@ def has_option(options: Sequence[str], names: Sequence[str]) -> bool:
     return False
 
 
-def render(
-    request: Request, python: str, data_root: str, job_id: str, env: Mapping[str, str], defaults: bool = True
-) -> str:
+def render(request: Request, python: str, data_root: str, job_id: str, env: Mapping[str, str]) -> str:
     """The batch script. `job_id` is what the job is taken up by when it runs again."""
     options = list(request.options)
     if not has_option(options, ("--job-name", "-J")):
         options.insert(0, f"--job-name={_name_of(request.script)}")
-    options += [option for names, option in DEFAULTS if defaults and not has_option(options, names)]
+    if not has_option(options, ("--signal",)) and time_limit(options) >= WARNED_SECS:
+        options.append(f"--signal=B:USR1@{WARNING_SECS}")
+    if not has_option(options, ("--open-mode",)):
+        options.append("--open-mode=append")  # a requeue does not empty the log
     exports = {
         "PATH": f"{os.path.dirname(python)}:{env.get('PATH', os.defpath)}",
         "SP_DATA_ROOT": data_root,
@@ -115,6 +113,20 @@ def render(
             "",
         ]
     )
+
+
+def time_limit(options: Sequence[str]) -> float:
+    """Seconds of `-t`, `--time` in any of sbatch's forms; infinite if it is not given, or not understood."""
+    for option in options:
+        found = re.fullmatch(r"(?:--time[ =]|-t ?)(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", option)
+        if found:
+            days, first, second, third = (None if part is None else int(part) for part in found.groups())
+            if days is not None:  # days-hours[:minutes[:seconds]]
+                return days * 86400 + (first or 0) * 3600 + (second or 0) * 60 + (third or 0)
+            if third is not None:  # hours:minutes:seconds
+                return (first or 0) * 3600 + (second or 0) * 60 + third
+            return (first or 0) * 60 + (second or 0)  # minutes[:seconds]
+    return float("inf")
 
 
 def _name_of(script: str) -> str:
