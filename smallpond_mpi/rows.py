@@ -5,7 +5,7 @@ The type of a new column is inferred over a whole partition; where the values sa
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from smallpond_mpi.common import DEFAULT_BATCH_SIZE, InvalidArgument, SchemaMismatch, WrongReturnType
 
@@ -50,6 +50,7 @@ class FilterRows:
     """The rows for which a function is true."""
 
     func: Callable[[Row], bool]
+    keeps_columns: ClassVar[bool] = True
 
     def __call__(self, ctx: "RuntimeContext", tables: "list[arrow.Table]") -> "arrow.Table":
         import pyarrow as arrow
@@ -80,6 +81,8 @@ class MapBatches:
 @dataclass(frozen=True)
 class ShuffleRows:
     """The rows in an order drawn from the task's own randomness."""
+
+    keeps_columns: ClassVar[bool] = True
 
     def __call__(self, ctx: "RuntimeContext", tables: "list[arrow.Table]") -> "arrow.Table":
         return tables[0].take(ctx.task.numpy_random_gen.permutation(tables[0].num_rows))

@@ -93,10 +93,10 @@ def with_columns(
         raise InvalidArgument(
             f"with_columns: say what the column {unnamed.sql!r} is called, such as name={unnamed.sql!r}"
         )
-    named = _replaced(items, schema_of(node))
-    select_list = ", ".join(named.values())
     trees = [item.tree for item in items]
     windows = windows_in(trees)
+    named = _replaced(_exact(items, node) if windows else items, schema_of(node))
+    select_list = ", ".join(named.values())
     if not windows and key is None:
         if any(map(aggregates_in, trees)):
             raise InvalidArgument(
@@ -111,6 +111,21 @@ def with_columns(
     made = KeyedSqlNode(node.ctx, (node,), query, sides=[Side(tuple(keys))], **settings)
     made.select_list = named
     return checked(made)
+
+
+def _exact(items: Sequence[Expression], node: Node) -> list[Expression]:
+    """The expressions with sums of integers as BIGINT, see `_without_hugeints`."""
+    schema = schema_of(node)
+    numbered = [Expression(item.tree, f"c{number}") for number, item in enumerate(items)]
+    found = bound_query(f"SELECT {template(_named(numbered))} FROM {{0}}", [schema], node)
+    if found is None:
+        return list(items)
+    return [
+        Expression(expressions([f"CAST({item.sql} AS BIGINT)"])[0].tree, item.alias)
+        if kind.id in ("hugeint", "uhugeint")
+        else item
+        for item, kind in zip(items, found.values(), strict=True)
+    ]
 
 
 def _replaced(items: Sequence[Expression], schema: Schema | None) -> dict[str, str]:

@@ -37,7 +37,9 @@ from smallpond_mpi.logical.node.compute import ArrowComputeNode
 from smallpond_mpi.logical.node.hash_partition import HashPartitionNode
 from smallpond_mpi.logical.node.keyed import KeyedSqlNode
 from smallpond_mpi.logical.node.partition import PartitionNode
+from smallpond_mpi.logical.node.range_partition import RangePartitionNode
 from smallpond_mpi.logical.node.reshape import ConsolidateNode, ProjectionNode, UnionNode
+from smallpond_mpi.logical.node.sort import SortNode
 from smallpond_mpi.logical.node.source_sink import DataSinkNode, DataSourceNode
 from smallpond_mpi.logical.node.sql import SqlEngineNode
 
@@ -137,6 +139,8 @@ def _found(node: Node) -> Schema | None:
             return _projected(_known[node.input_deps[0]], node)
         case ArrowComputeNode():
             return _of_function(node)
+        case RangePartitionNode() | SortNode():
+            return _known[node.input_deps[0]]  # the other input of ranges is where they are cut
         case UnionNode() | ConsolidateNode() | PartitionNode():
             return _moved(node)
     return None
