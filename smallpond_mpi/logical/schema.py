@@ -375,24 +375,25 @@ def no_column(name: str, columns: Iterable[str]) -> str:
 
 def columns_read(query: str, schemas: Sequence[Schema]) -> list[list[str]] | None:
     """The columns that a query reads of each input, as DuckDB's planner finds them; None if that can't be said."""
-    finder = _column_finder()
-    tables = finder.tables(schemas)
-    with closing(finder.conn.cursor()) as conn, suppress(duckdb.Error):
-        ((_, plan),) = conn.execute(f"EXPLAIN (FORMAT JSON) {on_tables(query, tables)}").fetchall()
-        scans = _scans(json.loads(plan))
-        if all(table in scans for table in tables):
-            read = [scans[table] for table in tables]
-            return [
-                [name for name in schema if names is None or name in names]
-                for schema, names in zip(schemas, read, strict=True)
-            ]
-    return None
+    tables = _column_finder().tables(schemas)
+    scans: Mapping[str, Set[str] | None] = {}
+    with suppress(duckdb.Error):
+        scans = _scans(on_tables(query, tables))
+    if not all(table in scans for table in tables):
+        return None
+    read = [scans[table] for table in tables]
+    return [
+        [name for name in schema if names is None or name in names] for schema, names in zip(schemas, read, strict=True)
+    ]
 
 
-def _scans(plan: list[Any]) -> dict[str, Set[str] | None]:
-    """The columns that are read of each table in a plan, None for all."""
+@lru_cache(MAX_TABLES)
+def _scans(text: str) -> Mapping[str, Set[str] | None]:
+    """The columns that a query reads of each table, None for all."""
+    with closing(_column_finder().conn.cursor()) as conn:
+        ((_, plan),) = conn.execute(f"EXPLAIN (FORMAT JSON) {text}").fetchall()
     found: dict[str, Set[str] | None] = {}
-    stack = plan
+    stack = json.loads(plan)
     while stack:
         step = stack.pop()
         stack.extend(step["children"])

@@ -198,6 +198,9 @@ def test_the_instance_is_kept_between_tasks_that_leave_no_trace(ctx, parquet) ->
     assert engine._kept is kept
     run(sql(ctx, ["create table trace as select 1 as a", "set threads=1", "from trace"]))
     assert engine._kept is kept
+    run(
+        sql(ctx, ["create table trace as from {0}", "from trace"], dataset)
+    )  # a text with an input in it is looked at too
     assert kept.conn.execute("select count(*) from duckdb_tables() where table_name = 'trace'").fetchall() == [(0,)]
     assert kept.conn.execute("select count(*) from duckdb_views() where view_name like '__input%'").fetchall() == [(0,)]
     failing = sql(ctx, "select * from trace")
