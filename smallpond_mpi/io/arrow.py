@@ -256,11 +256,22 @@ def conform(table: pa.Table, schema: pa.Schema, path: str) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def concat(tables: Sequence[tuple[str, pa.Table]], by_name: bool = False) -> pa.Table:
+def in_order(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
+    """A schema with the columns that were asked for, as far as it has them, in the order that they were asked for; all others after them."""
+    if columns is None or schema.names[: len(columns)] == list(columns):
+        return schema
+    asked = [name for name in columns if name in schema.names]
+    others = [name for name in schema.names if name not in asked]
+    return pa.schema([schema.field(name) for name in (*asked, *others)], metadata=schema.metadata)
+
+
+def concat(
+    tables: Sequence[tuple[str, pa.Table]], by_name: bool = False, columns: Sequence[str] | None = None
+) -> pa.Table:
     """Tables of several files, given as (path, table), one below the other."""
     if not tables:
         return pa.table({})
-    schema = unify([(path, table.schema) for path, table in tables], by_name)
+    schema = in_order(unify([(path, table.schema) for path, table in tables], by_name), columns if by_name else None)
     return pa.concat_tables([conform(table, schema, path) for path, table in tables])
 
 
@@ -277,7 +288,7 @@ def load_ranges(
     tables = map_in_threads(
         lambda item: read_range(item, columns, filesystem, alone, by_name, generated), ranges, max_workers
     )
-    return concat([(item.path, table) for item, table in zip(ranges, tables, strict=True)], by_name)
+    return concat([(item.path, table) for item, table in zip(ranges, tables, strict=True)], by_name, columns)
 
 
 def read_parquet_files_into_table(
@@ -331,7 +342,7 @@ def batch_reader(
         return pa.RecordBatchReader.from_batches(pa.schema([]), [])
     distinct = {item.path: item for item in ranges}.values()
     schemas = [(item.path, schema_of(item, columns, filesystem, by_name, generated)) for item in distinct]
-    schema = unify(schemas, by_name)
+    schema = in_order(unify(schemas, by_name), columns if by_name else None)
     batches = (
         batch
         for item in ranges

@@ -288,7 +288,9 @@ def _is_of_whole_files(dataset: "DataSet") -> bool:
 
     if not isinstance(dataset, ParquetDataSet):
         return True
-    return dataset.columns is None and dataset.generated_columns is None and dataset.is_of_whole_files
+    if dataset.columns is not None or dataset.generated_columns is not None or dataset.has_columns_of_others:
+        return False
+    return dataset.is_of_whole_files
 
 
 def _second_name(source: str, target: str) -> None:

@@ -13,7 +13,7 @@ from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin
 from smallpond_mpi.execution.task.output import copy_to_parquet, write_table, written_dataset
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
-from smallpond_mpi.logical.dataset import ArrowTableDataSet, PandasDataSet, SqlQueryDataSet, has_magic
+from smallpond_mpi.logical.dataset import ArrowTableDataSet, PandasDataSet, ParquetDataSet, SqlQueryDataSet, has_magic
 
 if TYPE_CHECKING:
     from smallpond_mpi.logical.dataset import DataSet, FileFacts
@@ -51,7 +51,10 @@ class DataSourceTask(ExecSqlQueryMixin):
             return False
         known = _listed.get(dataset)
         if known is None or known[0] != len(dataset.paths):
-            listed = not getattr(dataset, "recursive", False) and not any(map(_may_be_many, dataset.paths))
+            # What is united by name must be opened: which columns it has, all tasks that read a part of it have to know.
+            listed = not (
+                dataset.union_by_name or getattr(dataset, "recursive", False) or any(map(_may_be_many, dataset.paths))
+            )
             known = _listed[dataset] = (len(dataset.paths), listed)
         return known[1]
 
@@ -77,6 +80,8 @@ class DataSourceTask(ExecSqlQueryMixin):
         else:
             if not self.runs_here:
                 _ = dataset.resolved_paths
+            if isinstance(dataset, ParquetDataSet):
+                dataset.learn_columns()
             self.dataset = dataset
         return True
 

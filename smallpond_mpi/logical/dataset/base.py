@@ -34,7 +34,17 @@ logger = logging.getLogger(__name__)
 D = TypeVar("D", bound="DataSet")
 
 NOT_PARTS = frozenset(
-    {"paths", "root_dir", "_base_dir", "_resolved", "_resolved_from", "_known", "_known_files", "_is_promoted"}
+    {
+        "paths",
+        "root_dir",
+        "_base_dir",
+        "_resolved",
+        "_resolved_from",
+        "_known",
+        "_known_files",
+        "_is_promoted",
+        "_column_files",
+    }
 )
 """Attributes of datasets that hold the paths as they were given, or what was found out about the files."""
 

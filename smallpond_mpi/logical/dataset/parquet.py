@@ -21,6 +21,7 @@ from smallpond_mpi.common import (
 )
 from smallpond_mpi.io.arrow import batch_reader, dump_to_parquet_files, load_ranges, schema_of, unify
 from smallpond_mpi.io.parquet import (
+    UNKNOWN,
     FileFacts,
     RowRange,
     map_in_threads,
@@ -73,6 +74,8 @@ class ParquetDataSet(DataSet):
         self._known: list[RowRange] = []
         self._known_files: list[str] = []
         self._is_promoted: bool | None = None
+        # United by name: files that have all columns together; a part of a dataset keeps those of the whole. None: not looked for.
+        self._column_files: list[str] | None = None
 
     needs_schema_at: str | None = None
     """Of no files, because a function of the user's (this line of the script) was given no rows, so that nothing says what it returns."""
@@ -144,6 +147,8 @@ class ParquetDataSet(DataSet):
             for item in reversed(self._known):
                 known[item.path].append(item)
             self._known = [known[path].pop() if known[path] else unknown_range(path) for path in files]
+            if not set(files) <= set(self._known_files):
+                self._column_files = None
             self._known_files = list(files)
             self._is_promoted = None
         return self._known
@@ -166,7 +171,10 @@ class ParquetDataSet(DataSet):
                 raise
             return self._row_ranges(filesystem)
         if len(unknown) == len(ranges):
-            self._is_promoted = self._types_differ([(item.facts.path, item.schema) for item in footers])
+            schemas = [(item.facts.path, item.schema) for item in footers]
+            self._is_promoted = self._types_differ(schemas)
+            if self.union_by_name:
+                self._column_files = files_of_all_columns(schemas)
         found = iter(footers)
         self._known = [item if item.is_known else RowRange.of_file(next(found).facts) for item in ranges]
         return self._known
@@ -204,6 +212,26 @@ class ParquetDataSet(DataSet):
                 schemas = map_in_threads(lambda item: (item.path, schema_of(item, None, filesystem)), distinct, 4)
             self._is_promoted = self._types_differ(schemas)
         return self._is_promoted
+
+    def learn_columns(self) -> None:
+        """Find out which columns all files have together, if they are united by name: parts that are cut off from now on have all of them."""
+        if self.union_by_name:
+            ranges = self._row_ranges(None)
+            if self._column_files is None:
+                distinct = list({item.path: item for item in ranges}.values())
+                schemas = map_in_threads(lambda item: (item.path, schema_of(item)), distinct, 16)
+                self._column_files = files_of_all_columns(schemas)
+
+    @property
+    def has_columns_of_others(self) -> bool:
+        """Whether some of its columns may be missing in some of its files."""
+        return self.union_by_name and (self._column_files is None or len(self._column_files) > 1)
+
+    def _with_columns(self, ranges: list[RowRange]) -> list[RowRange]:
+        """Ranges, after some without rows that have all columns."""
+        if not self.union_by_name or self._column_files is None:
+            return ranges
+        return [*(RowRange(path, 0, UNKNOWN, 0, 0) for path in self._column_files), *ranges]
 
     def fingerprint_parts(self) -> list[object]:
         """Also which rows, where they are not all of a file."""
@@ -257,7 +285,8 @@ class ParquetDataSet(DataSet):
         if conn is not None and not self.union_by_name and fits_a_view(ranges, generated):
             return view_of_rows(ranges, self.columns, conn)
         by_name = self._check_schemas(filesystem) or self.union_by_name
-        return parquet_query(ranges, self.columns, generated, by_name)
+        column_files = (self._column_files or []) if self.union_by_name else []
+        return parquet_query(ranges, self.columns, generated, by_name, column_files)
 
     def to_arrow_table(
         self,
@@ -268,7 +297,7 @@ class ParquetDataSet(DataSet):
         """All rows, in memory, read by Arrow, or by `conn` if that is given."""
         if conn is not None and self.num_files:
             return super().to_arrow_table(max_workers, filesystem, conn)
-        ranges = self._row_ranges(filesystem)
+        ranges = self._with_columns(self._row_ranges(filesystem))
         generated = self.generated_columns or []
         return load_ranges(ranges, self.columns, max_workers, filesystem, self.union_by_name, generated)
 
@@ -282,13 +311,14 @@ class ParquetDataSet(DataSet):
         check_batch_size(batch_size)
         if conn is not None and self.num_files:
             return super().to_batch_reader(batch_size, filesystem, conn)
-        ranges = self._row_ranges(filesystem)
+        ranges = self._with_columns(self._row_ranges(filesystem))
         generated = self.generated_columns or []
         return batch_reader(ranges, self.columns, batch_size, filesystem, self.union_by_name, generated)
 
     def partition_by_files(self: P, npartition: int, random_shuffle: bool = False) -> list[P]:
-        """`npartition` datasets of neighbouring files, whose numbers of files differ by at most 1. Opens nothing."""
+        """`npartition` datasets of neighbouring files, whose numbers of files differ by at most 1. Opens nothing, unless they are united by name."""
         check_npartition(npartition)
+        self.learn_columns()
         if not self._known:
             # Nothing is known of a million listed paths: nothing but the paths is kept for them.
             return super().partition_by_files(npartition, random_shuffle)
@@ -298,6 +328,7 @@ class ParquetDataSet(DataSet):
     def partition_by_rows(self: P, npartition: int, random_shuffle: bool = False) -> list[P]:
         """`npartition` datasets of neighbouring rows, whose numbers of rows differ by at most 1 (shuffled: of files in random order)."""
         check_npartition(npartition)
+        self.learn_columns()
         ranges = _shuffled(self.resolved_row_ranges, random_shuffle)
         parts = RowRange.partition_by_rows(ranges, npartition)
         return [self._with_ranges(part) if part else self._without_rows() for part in parts]
@@ -310,6 +341,7 @@ class ParquetDataSet(DataSet):
         """Datasets of neighbouring rows of at most `max_partition_size` uncompressed bytes each, as estimated, and of one row at least."""
         if max_partition_size < 1:
             raise InvalidArgument(f"the size of a partition must be at least 1 byte, not {max_partition_size!r}")
+        self.learn_columns()
         parts: list[list[RowRange]] = [[]]
         room = max_partition_size
         for item in self.resolved_row_ranges:
@@ -331,6 +363,7 @@ class ParquetDataSet(DataSet):
     ) -> list[P]:
         """The rows by partition number, as it stands in the files' metadata (packed ones too), their hive path, or else the column."""
         check_npartition(npartition)
+        self.learn_columns()
         parts: list[list[RowRange]] = [[] for _ in range(npartition)]
         for item in self.resolved_row_ranges:
             for partition, rows in partitions_of_file(item, npartition, data_partition_column, hive_partitioning):
@@ -339,6 +372,7 @@ class ParquetDataSet(DataSet):
 
     def remove_empty_files(self) -> None:
         """Drop the files (or ranges) that have no rows."""
+        self.learn_columns()
         self._take_ranges([item for item in self.resolved_row_ranges if item.num_rows])
 
     @staticmethod
@@ -360,7 +394,33 @@ class ParquetDataSet(DataSet):
         merged._union_by_name = any(dataset.union_by_name for dataset in every)
         merged._udfs = merge_udfs(every)
         merged._is_promoted = None
+        merged._column_files = _columns_of_all(every)
         return merged
+
+
+def files_of_all_columns(schemas: Sequence[tuple[str, pa.Schema]]) -> list[str]:
+    """The fewest files, given as (path, schema), in their order, that have all columns in their widest types; of files that are alike the first."""
+    found = [path for path, _ in schemas[:1]]
+    united = schemas[0][1] if schemas else None
+    for path, schema in schemas[1:]:
+        wider = unify([(found[0], united), (path, schema)], by_name=True)
+        if not wider.equals(united):
+            found.append(path)
+            united = wider
+    return found
+
+
+def _columns_of_all(datasets: Sequence[ParquetDataSet]) -> list[str] | None:
+    """What a dataset of these has to know, if one of them is cut off from one that had more columns."""
+    if all(dataset._column_files is None for dataset in datasets):
+        return None
+    found: dict[str, None] = {}
+    for dataset in datasets:
+        dataset.learn_columns()
+        found.update(
+            dict.fromkeys(dataset.resolved_paths[:1] if dataset._column_files is None else dataset._column_files)
+        )
+    return list(found)
 
 
 def _shuffled(items: list[RowRange], random_shuffle: bool) -> list[RowRange]:

@@ -26,11 +26,22 @@ NO_ROWS = "(SELECT NULL WHERE false)"
 
 
 def parquet_query(
-    ranges: Sequence[RowRange], columns: Sequence[str] | None, generated: Sequence[str], by_name: bool
+    ranges: Sequence[RowRange],
+    columns: Sequence[str] | None,
+    generated: Sequence[str],
+    by_name: bool,
+    column_files: Sequence[str] = (),
 ) -> str:
-    """A parenthesised query of the rows of all ranges. `by_name`: columns may be missing in some, or have a narrower type."""
+    """A parenthesised query of the rows of all ranges. `by_name`: columns may be missing in some, or have a narrower type.
+
+    `column_files` have all columns together, where the files of the ranges may not.
+    """
     if not ranges:
         return NO_ROWS
+    if column_files:
+        every = [f"{_scan(column_files, None, generated, True)} WHERE false", *_scans(ranges, None, generated, True)]
+        selected = quote_names(columns if columns is None else [*columns, *generated])
+        return f"(SELECT {selected} FROM ({' UNION ALL BY NAME '.join(every)}))"
     # Files without rows matter for their columns only: to a union by name, or if there are no others.
     ranges = ranges if by_name else [item for item in ranges if item.num_rows] or ranges[:1]
     if columns is not None and not by_name:
