@@ -12,7 +12,7 @@ from smallpond_mpi.execution.model import SCHEDULER_RANK
 from smallpond_mpi.platform import slurm
 from smallpond_mpi.platform.binding import launched_by_mpi, launched_rank
 
-IN_RANKS = ("run", "demo")
+IN_RANKS = ("run", "demo", "doctor")
 """Commands that are jobs: started by a launcher, all ranks but one work for it."""
 
 
@@ -25,6 +25,10 @@ def main() -> NoReturn:
     if is_job:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # Slurm's warning may come before anybody can answer it
     if rank not in (None, SCHEDULER_RANK):
+        if arguments[0] == "doctor":
+            from smallpond_mpi.cli.doctor import talk
+
+            talk.serve(os.environ)
         serve(os.environ)
     pid = os.getpid()
     try:

@@ -9,7 +9,9 @@ import typer
 import smallpond_mpi
 from smallpond_mpi.cli import script as scripts
 from smallpond_mpi.cli import slurm_commands
+from smallpond_mpi.cli.doctor.examine import examine
 from smallpond_mpi.cli.launch import NoLauncher, launch, tasks_of_allocation
+from smallpond_mpi.common import SmallpondError
 from smallpond_mpi.demo.job import run_demo, what_is_missing
 from smallpond_mpi.platform.binding import launched_by_mpi
 
@@ -118,12 +120,28 @@ def status(
     sys.exit(slurm_commands.show_status(job, data_root, os.environ))
 
 
+@app.command()
+def doctor(
+    n: Ranks = None,
+    data_root: DataRoot = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
+    ulfm: Ulfm = True,
+) -> None:
+    """Show what each rank of a launch has, and check what jobs need: world, placement, memory, messages, the data root. Exit code 1 if something fails."""
+    n = _ranks_of_job(n)
+    if _starts_ranks(n):
+        options = [*(["--data-root", data_root] if data_root is not None else []), *(["--json"] if as_json else [])]
+        _launch(n, ["doctor", *options], ulfm)
+    try:
+        root = slurm_commands.data_root_of(data_root, os.environ)
+    except SmallpondError as error:
+        sys.exit(f"smallpond-mpi doctor: {error}")
+    sys.exit(examine(root, os.environ, as_json))
+
+
 def _ranks_of_job(n: int | None) -> int | None:
     """As many ranks as were asked for, else as the Slurm job has tasks, unless a step of it runs this already."""
-    try:
-        return tasks_of_allocation(os.environ) if n is None and not launched_by_mpi(os.environ) else n
-    except NoLauncher as error:
-        sys.exit(f"smallpond-mpi: {error}")
+    return tasks_of_allocation(os.environ) if n is None and not launched_by_mpi(os.environ) else n
 
 
 def _starts_ranks(n: int | None) -> bool:

@@ -107,7 +107,7 @@ def rerun_line(array: str, indices: Collection[int], record: ArrayRecord) -> str
     """The sbatch line that runs just these elements again, where they were."""
     script = record.script or "SCRIPT"
     place = f"cd {shlex.quote(record.directory)} && " if record.directory else ""
-    return f"{place}sbatch --array={show_indices(indices)} --export=ALL,{ARRAY_OF}={array} {shlex.quote(script)}"
+    return f"{place}sbatch --array={show_indices(indices)} --export=ALL,{ARRAY_OF}={array} {script}"
 
 
 def describe(found: Standing, array: str, record: ArrayRecord) -> Iterator[str]:

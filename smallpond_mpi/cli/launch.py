@@ -18,7 +18,7 @@ import psutil
 from smallpond_mpi.cli.stdin import hand_over
 from smallpond_mpi.common import SmallpondError
 from smallpond_mpi.platform import slurm
-from smallpond_mpi.platform.binding import RANK_VARIABLES
+from smallpond_mpi.platform.binding import RANK_VARIABLES, refused
 
 NAMES = ("mpirun", "mpiexec")
 VERSION_SECS = 20.0
@@ -118,18 +118,12 @@ def tasks_of_allocation(env: Mapping[str, str]) -> int | None:
 
     That is the number of its tasks, if somebody asked for one; otherwise one rank a node, which has all of the job's CPUs there.
 
-    Raises:
-        NoLauncher: it is a heterogeneous job, of which mpirun sees the first component only.
     """
     if not slurm.is_job(env) or slurm.is_step(env):
         return None
-    components = env.get("SLURM_HET_SIZE", "1")
-    if components != "1":
-        last = int(components) - 1
-        raise NoLauncher(
-            f"this heterogeneous job has {components} components, and mpirun sees only the first: start the ranks of all by "
-            f"`srun --het-group=0-{last} --mpi=pmix smallpond-mpi run ...` (--mpi=pmi2 for MPICH), or give -n for ranks on the first alone"
-        )
+    components = slurm.component_tasks(env)
+    if components:
+        return sum(components)  # which mpirun can't start: `launch` says so
     for name, times in (("SLURM_NTASKS", 1), ("SLURM_NTASKS_PER_NODE", _nodes(env))):
         if env.get(name, "").isdigit():
             return int(env[name]) * times
@@ -199,6 +193,8 @@ def launch(n: int, arguments: Sequence[str], env: Mapping[str, str], *, ulfm: bo
     Raises:
         NoLauncher: there is none.
     """
+    if slurm.component_tasks(env):
+        raise NoLauncher(refused({**env, "OMPI_COMM_WORLD_SIZE": str(n)}))
     launcher = find_launcher(env)
     cores = usable_cores() * _nodes(env)
     clean = outside_launch(env)

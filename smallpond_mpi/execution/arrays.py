@@ -11,6 +11,7 @@ Each element is a job of its own, with a journal of its own.
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import uuid
@@ -32,7 +33,7 @@ RUNNING, SUCCESS = "running", "success"
 
 @dataclass(frozen=True, slots=True)
 class ArrayRecord:
-    """An array: the indices of its elements, and the batch script, if Slurm told it."""
+    """An array: the indices of its elements; the batch script with its arguments, and where it runs, if Slurm told it."""
 
     indices: tuple[int, ...]
     script: str = ""
@@ -99,9 +100,10 @@ class ThisElement:
                 f"array {self.element.array} has gaps, and Slurm can't be asked which elements it has: give the batch script "
                 f"`export {arrays.INDICES}=...` with the list that sbatch got by --array"
             )
-        words = dict(word.partition("=")[::2] for word in shown.split())
-        script = words.get("Command", "")
-        record = ArrayRecord(indices, script if os.path.isabs(script) else "", words.get("WorkDir", ""))
+        # the fields that may hold spaces, and what stands between them and the next
+        command = re.search(r" Command=(.*?) WorkDir=(.*?) StdErr=", shown)
+        script, directory = command.groups() if command is not None else ("", "")
+        record = ArrayRecord(indices, script if os.path.isabs(script) else "", directory)
         return _array_of(_write_once(self.paths.array_file, asdict(record)))
 
     def share(self, paths: Sequence[str], recursive: bool = False) -> list[str]:

@@ -193,7 +193,8 @@ class Job:
                 sys.stderr.flush()
                 raise
             except BaseException as error:
-                self.failure = f"{type(error).__name__}: {error}"
+                if not isinstance(error, SystemExit) or self.failure is None:  # whoever ends the process has said why
+                    self.failure = f"{type(error).__name__}: {error}"
                 raise
             self.failure = None
         return pending

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, NoReturn
 
+from smallpond_mpi.common import SmallpondError
 from smallpond_mpi.execution import vigil
 from smallpond_mpi.execution.executor.loop import ExecutorLoop
 from smallpond_mpi.execution.executor.sandbox import ForkServer
@@ -22,7 +23,7 @@ from smallpond_mpi.execution.transport import Transport, nap_secs
 from smallpond_mpi.execution.transport.local import local_pair
 from smallpond_mpi.forgotten import arrived
 from smallpond_mpi.platform import discover
-from smallpond_mpi.platform.binding import SRUN, launched_by_mpi, launcher_of
+from smallpond_mpi.platform.binding import SRUN, launched_by_mpi, launcher_of, refused
 from smallpond_mpi.platform.process import sleep_precisely
 
 FINALIZE_SECS = 10.0
@@ -143,9 +144,11 @@ def arrive(env: Mapping[str, str]) -> Place:
     Without any launcher's variable MPI is never touched: a machine that has no MPI library runs the script all the same.
 
     Raises:
-        SmallpondError: the launcher started several processes, but they don't see each other.
+        SmallpondError: the launcher started several processes, but they don't see each other; or it can't start those that the job is meant to have.
     """
     arrived()
+    if refused(env):
+        raise SmallpondError(refused(env))
     if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # of a rank that has no script: it must not die of a warning
     server = ForkServer(env)

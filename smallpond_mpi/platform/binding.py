@@ -66,6 +66,18 @@ def launcher_of(env: Mapping[str, str]) -> str:
     return "MPICH's mpirun" if "PMI_FD" in env else "the launcher"
 
 
+def refused(env: Mapping[str, str]) -> str:
+    """Why no job can be started on the processes of this launch, and what to do; empty if one can."""
+    tasks = slurm.component_tasks(env)
+    is_mpirun = any(name in env for name in ("OMPI_COMM_WORLD_SIZE", "HYDI_CONTROL_FD", "MPI_LOCALNRANKS"))
+    if len(tasks) < 2 or not is_mpirun:
+        return ""
+    return (
+        f"this heterogeneous job has {len(tasks)} components with {sum(tasks)} tasks, and mpirun sees the first component alone: start the ranks of all by "
+        f"`srun --het-group=0-{len(tasks) - 1} --mpi=pmix` (Open MPI) or --mpi=pmi2 (MPICH) in its place"
+    )
+
+
 def unbound(local: Sequence[LocalRank]) -> list[LocalRank]:
     """The ranks of a node as if they were bound to nothing, where their bindings leave CPUs of the job to nobody.
 

@@ -50,6 +50,13 @@ def _numbers(ranges: str) -> list[str]:
     return found
 
 
+def component_tasks(env: Mapping[str, str]) -> list[int]:
+    """How many tasks each component of a heterogeneous job has; empty in any other job. (In a step of it Slurm may tell fewer.)"""
+    size = env.get("SLURM_HET_SIZE", "")
+    counts = [env.get(f"SLURM_NTASKS_HET_GROUP_{number}", "") for number in range(int(size) if size.isdigit() else 0)]
+    return [int(count) for count in counts if count.isdigit()]
+
+
 def job_cpus(env: Mapping[str, str]) -> int | None:
     """CPUs of the whole job on this node; None if Slurm doesn't say."""
     counts = expand_counts(env.get("SLURM_JOB_CPUS_PER_NODE", ""))

@@ -351,9 +351,17 @@ def refuse_singletons(env: Mapping[str, str], world_size: int, library: str) -> 
     size = launched_size(env)
     if world_size > 1 or size <= 1:
         return
-    version = library.partition("\n")[0].strip().rstrip("\x00").partition(", package")[0]
     raise SmallpondError(
         f"{launcher_of(env)} started {size} processes, but each of them is alone in its MPI world: the launcher and the MPI library that mpi4py "
-        f"has loaded ({version}) don't belong together. Start the job with that library's own mpirun (`smallpond-mpi run` finds it), or with "
+        f"has loaded ({_short(library)}) don't belong together. Start the job with that library's own mpirun (`smallpond-mpi run` finds it), or with "
         "`srun --mpi=pmix` for Open MPI and `srun --mpi=pmi2` for MPICH; `srun --mpi=list` shows what your Slurm has."
     )
+
+
+def library_version() -> str:
+    """The MPI library that mpi4py has loaded, in a few words."""
+    return _short(MPI.Get_library_version())
+
+
+def _short(library: str) -> str:
+    return library.partition("\n")[0].strip().rstrip("\x00").partition(", package")[0]

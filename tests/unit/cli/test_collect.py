@@ -56,7 +56,7 @@ def test_the_line_runs_just_the_failed_ones() -> None:
 
 def test_an_unknown_array_is_told_with_those_that_are_known(tmp_path: Path) -> None:
     (tmp_path / "arrays" / "39").mkdir(parents=True)
-    with pytest.raises(InvalidArgument, match="nothing is known of array 40 .*arrays known there: 39"):
+    with pytest.raises(InvalidArgument, match=r"nothing is known of array 40 .*arrays known there: 39"):
         load(str(tmp_path), "40")
 
 
@@ -110,6 +110,6 @@ def test_an_element_whose_files_are_gone_is_named(tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = {1: element(out, 1, {"a": "1"}), 3: element(out, 3, {"b": "2"})}
     (tmp_path / "out.elements" / "40" / "000003" / "b").unlink()
-    with pytest.raises(SmallpondError, match="element 3: .*b is gone"):
+    with pytest.raises(SmallpondError, match=r"element 3: .*b is gone"):
         collect(ArrayPaths(str(tmp_path / "root"), "40"), done)
     assert not out.exists()
