@@ -37,9 +37,9 @@ FILES = {
 
 def bad(found: Iterable[Verdict]) -> dict[str, str]:
     """Check → level, of what is not all right; each of these says what to do."""
-    wrong = {one.check: one.level for one in (found := list(found)) if one.level != "ok"}
-    assert all(one.advice for one in found if one.level != "ok")
-    return wrong
+    wrong = [one for one in found if one.level != "ok"]
+    assert all(one.advice for one in wrong)
+    return {one.check: one.level for one in wrong}
 
 
 def test_two_ranks_of_one_node_are_fine() -> None:
