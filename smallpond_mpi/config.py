@@ -119,6 +119,8 @@ def resolve(arguments: Mapping[str, Any], env: Mapping[str, str]) -> Config:
             values[name] = env[variable]
             sources[name] = f"{variable}={env[variable]!r}"
     config = Config(**{name: _checked(name, value, sources[name]) for name, value in values.items()})
+    if config.transport == "files":  # the elements of an array may be executors of one job, which find it by its id
+        return config
     return replace(config, job_id=_own_job_id(config.job_id, env, sys.argv))
 
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from smallpond_mpi.common import DataRootUnusable, InputNotFound, InvalidArgument
@@ -60,7 +60,6 @@ class ElementRecord:
     outputs: tuple[Output, ...] = ()
 
 
-@dataclass
 class ThisElement:
     """This process's element: its share of inputs, its places for outputs.
 
@@ -68,13 +67,12 @@ class ThisElement:
         InvalidArgument: the other elements can't be known, or this is none of them.
     """
 
-    element: Element
-    paths: ArrayPaths
-    env: Mapping[str, str]
-    job_root: str
-    outputs: list[Output] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
+    def __init__(self, element: Element, paths: ArrayPaths, env: Mapping[str, str], job_root: str) -> None:
+        self.element = element
+        self.paths = paths
+        self.env = env
+        self.job_root = job_root
+        self.outputs: list[Output] = []
         self.record = read_array(self.paths) or self._make_record()
         known = arrays.known_indices(self.env) if self.env.get(arrays.ARRAY_OF) is None else None
         if known is not None and known != self.record.indices:

@@ -245,10 +245,10 @@ class Job:
                 self.failure = f"{type(error).__name__}: {error}"
                 raise
         finally:
-            for listener in self.at_end:
-                listener(self.failure)
             self.show_summary()
             self._lease.release()
+            for listener in self.at_end:
+                listener(self.failure)
 
     def _close_journal(self) -> None:
         """Write down that the job ended. Only then, and only while no later epoch has begun, goes what it needed."""

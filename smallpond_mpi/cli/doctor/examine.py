@@ -32,7 +32,7 @@ def examine(data_root: str, env: Mapping[str, str], as_json: bool) -> int:
     try:
         place = arrive(env)
     except SmallpondError as error:
-        _show([], [Verdict("launch", "fail", str(error), "see above")], as_json)
+        _show([], [Verdict("launch", "fail", str(error))], as_json)
         return 1
     signal.alarm(0)
     others = Others(place)

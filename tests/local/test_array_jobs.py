@@ -1,0 +1,101 @@
+"""Elements of a job array, one after the other and at the same time, with the variables that Slurm sets."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SCRIPT = """
+import os, sys
+import smallpond_mpi
+sp = smallpond_mpi.init(data_root="root", progress="none")
+files = sp.shard(sys.argv[1])
+print(len(files))
+sp.read_parquet(files).map("n + 1 as n").write_parquet("out")
+if "again" in sys.argv:
+    sp.read_parquet(files).map("n as n").write_parquet("second")
+"""
+
+
+def start(directory: Path, index: int, indices: str, *words: str, **env: str) -> "subprocess.Popen[str]":
+    (directory / "script.py").write_text(SCRIPT)
+    count = {"SLURM_ARRAY_TASK_COUNT": str(len(indices.split(",")))}
+    variables = {"SLURM_JOB_ID": str(500 + index), "SLURM_ARRAY_JOB_ID": "500", "SLURM_ARRAY_TASK_ID": str(index)}
+    return subprocess.Popen(
+        [sys.executable, "script.py", *(words or ("in/*.parquet",))],
+        cwd=directory,
+        env={**os.environ, **variables, **count, "SP_ARRAY": indices, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def end(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def collect(directory: Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "smallpond_mpi", "collect", "500", "--data-root", "root"]
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=60)
+
+
+def write_numbers(directory: Path, files: int) -> None:
+    (directory / "in").mkdir()
+    for number in range(files):
+        pq.write_table(pa.table({"n": [number]}), directory / "in" / f"{number}.parquet")
+
+
+def numbers(directory: Path) -> list[int]:
+    return sorted(pq.read_table(directory).column("n").to_pylist())
+
+
+def test_elements_at_the_same_time_have_all_of_it_once(tmp_path: Path) -> None:
+    write_numbers(tmp_path, 7)
+    ended = [end(process) for process in [start(tmp_path, index, "2,4,9") for index in (2, 4, 9)]]
+    assert [code for code, _, _ in ended] == [0, 0, 0], ended
+    assert sorted(int(out) for _, out, _ in ended) == [2, 2, 3]
+    done = collect(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert numbers(tmp_path / "out") == list(range(1, 8))
+
+
+def test_files_that_come_later_are_nobodys_and_some_elements_have_none(tmp_path: Path) -> None:
+    write_numbers(tmp_path, 1)
+    assert end(start(tmp_path, 0, "0,1,2"))[0] == 0
+    pq.write_table(pa.table({"n": [100]}), tmp_path / "in" / "late.parquet")
+    assert collect(tmp_path).returncode == 1
+    assert [end(start(tmp_path, index, "0,1,2"))[0] for index in (1, 2)] == [0, 0]
+    assert collect(tmp_path).returncode == 0
+    assert numbers(tmp_path / "out") == [1]
+
+
+def test_every_output_of_the_script_is_collected(tmp_path: Path) -> None:
+    write_numbers(tmp_path, 4)
+    for index in (0, 1):
+        assert end(start(tmp_path, index, "0,1", "in/*.parquet", "again"))[0] == 0
+    assert collect(tmp_path).returncode == 0
+    assert numbers(tmp_path / "out") == [1, 2, 3, 4]
+    assert numbers(tmp_path / "second") == [0, 1, 2, 3]
+
+
+def test_what_is_wrong_is_said(tmp_path: Path) -> None:
+    write_numbers(tmp_path, 2)
+    code, _, err = end(start(tmp_path, 7, "0,1"))
+    assert (code, "script.py:5" in err) == (1, True)
+    assert "array 500 has no element 7: it has 0-1" in err
+    code, _, err = end(start(tmp_path, 0, "0,1", SP_ARRAY_OF="499"))
+    assert code == 1
+    assert "SP_ARRAY_OF=499" in err
+    assert "does not exist" in err
+    code, _, err = end(start(tmp_path, 0, "0,1", "nowhere/*.parquet"))
+    assert code == 1
+    assert "matches no file" in err
+    told = collect(tmp_path).stdout
+    assert "element 0: failed" in told
+    assert "matches no file" in told
+    assert "element 1: missing: it never began" in told
