@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from smallpond_mpi.common import MB
 from smallpond_mpi.logical.dataset.text import TextDataSet
-from smallpond_mpi.logical.estimate import Estimates
+from smallpond_mpi.logical.estimate import Estimates, row_bytes
 from smallpond_mpi.logical.node.base import Node, shapes
 from smallpond_mpi.logical.node.hash_partition import HashPartitionNode
 from smallpond_mpi.logical.node.keyed import KeyedSqlNode
@@ -21,11 +21,14 @@ from smallpond_mpi.logical.node.reshape import ConsolidateNode
 from smallpond_mpi.logical.node.source_sink import DataSourceNode
 from smallpond_mpi.logical.node.sql import SqlEngineNode
 from smallpond_mpi.logical.query_text import with_inputs
+from smallpond_mpi.logical.schema import schema_of
 
 ONE_TASK_BYTES = 16 * MB
 """So little that cutting and moving it costs more than one task that works on all of it."""
 INLINED_BYTES = 2 * MB
 """So little that reading it, and joining it, again in each task that needs it costs less than a task that does it for all."""
+RECOMPUTED_BYTES = 512 * MB
+"""What all readers of a broadcast table may read of files together to make it themselves."""
 LARGEST_PART_BYTES = 256 * MB
 LARGEST_BROADCAST_BYTES = 512 * MB
 SHUFFLE_COST = 3
@@ -111,9 +114,18 @@ class Lowering:
     ) -> SqlEngineNode:
         large = 1 - small
         query = node.whole_query if large == 0 else with_inputs(node.whole_query, {0: "{1}", 1: "{0}"})
-        made = node.version(query, (self.cut(inputs[large], sizes[large]), self.whole(inputs[small])))
+        parts = self.cut(inputs[large], sizes[large])
+        made = node.version(query, (parts, self._made_once(inputs[small], shapes([parts])[parts].num_partitions)))
         made.is_by_row = True
         return made
+
+    def _made_once(self, node: Node, num_readers: int) -> Node:
+        """What is broadcast, in one partition: made in parts by all places where that takes long, and each of the readers would do it again or wait."""
+        if not (isinstance(node, SqlEngineNode) and node.is_by_row and self._is_free(node)):
+            return self.whole(node)
+        read = self._estimates.rows(node.input_deps[0]) * row_bytes(schema_of(node))
+        is_recomputed = is_by_row_over_source(node) and num_readers * read <= RECOMPUTED_BYTES
+        return self.whole(node if is_recomputed or self.is_tiny(node.input_deps) else self.cut(node, read))
 
     # parts
 

@@ -109,7 +109,11 @@ class Optimizer(LogicalPlanVisitor[Node]):
         assert isinstance(first, SqlEngineNode)
         fused = self._with_inputs_fused(first)
         self._lowering.made.add(fused)
-        made = node.with_inputs((self._lowering.whole(fused),))
+        whole = self._lowering.whole(fused)
+        if whole is fused:  # of one partition these are the rows
+            fused.id = node.id
+            return fused
+        made = node.with_inputs((whole,))
         assert isinstance(made, LimitNode)
         made.sql_queries = [query]
         return made
@@ -186,8 +190,10 @@ class Optimizer(LogicalPlanVisitor[Node]):
         node.input_deps = inner.input_deps
         node.is_cut_freely = inner.is_by_row
         node.num_broadcast_inputs = len(inner.input_deps) - 1
-        if node.num_broadcast_inputs:  # which each producer reads: no more of them than places
-            node.max_num_producer_tasks = math.ceil(node.max_num_producer_tasks / PRODUCERS_A_SLOT)
+        if node.num_broadcast_inputs:
+            # Each producer reads all of these, and holds little else: fewer and larger ones.
+            fewer = math.ceil(node.max_num_producer_tasks / (2 * PRODUCERS_A_SLOT))
+            node.max_num_producer_tasks = min(node.max_num_producer_tasks, max(node.ctx.num_slots, fewer))
         node.cpu_limit = max(node.cpu_limit, inner.cpu_limit)
         node.memory_limit = max(filter(None, (node.memory_limit, inner.memory_limit)), default=None)
         return node
