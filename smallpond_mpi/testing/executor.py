@@ -186,9 +186,10 @@ class SimExecutor:
         began_at = self._clock.now if work.began_at is None else work.began_at
         failure = None if kind is None else Failure(kind, kind.name, f"simulated {kind.value}", rank=self.rank)
         elapsed_secs = self._clock.now - began_at
-        self._send(
-            [Ended(attempt, b"" if kind is None else None, failure, began_at - work.arrived_at, 0.0, elapsed_secs, 0)]
-        )
+        waited_secs = began_at - work.arrived_at
+        peak_bytes = self._need_bytes(attempt) if kind is None else 0
+        state = b"" if kind is None else None
+        self._send([Ended(attempt, state, failure, waited_secs, 0.0, elapsed_secs, peak_bytes)])
         self._advance()
 
     def _stop(self, attempt: TaskRuntimeId) -> None:

@@ -25,6 +25,7 @@ LAYERS: list[tuple[str, list[str], set[str]]] = [
             "execution.scheduler.graph",
             "execution.scheduler.fleet",
             "execution.scheduler.retry",
+            "execution.scheduler.sizing",
             "execution.scheduler.speculation",
             "execution.scheduler.policy",
             "execution.scheduler.queues",

@@ -225,7 +225,8 @@ class ExecutorCore:
             attempt.granted_at - attempt.arrived_at,
             attempt.sent_at - attempt.granted_at,
             reply.elapsed_secs,
-            max(child.peak, reply.peak_bytes),
+            # what the child says of itself counts file pages too: beyond the grant only what was sampled is certain
+            max(child.peak, min(reply.peak_bytes, attempt.run.grant.memory_bytes)),
         )
         self._commands.append(Report(ended, child.id, reply.output_end))
         self._learn(child.lane, reply.elapsed_secs)

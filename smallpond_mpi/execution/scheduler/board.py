@@ -10,7 +10,7 @@ from typing import Any
 
 from smallpond_mpi.execution.model import Rank, SpecKind, TaskId, TaskRuntimeId, TaskSpec
 from smallpond_mpi.execution.scheduler.commands import Command, RunHere, StartAttempt, StopAttempt
-from smallpond_mpi.execution.scheduler.fleet import GONE, Attempt, Fleet, Lane, RankState
+from smallpond_mpi.execution.scheduler.fleet import GONE, Attempt, Fleet, Lane, RankState, Shape
 from smallpond_mpi.execution.scheduler.graph import ABSENT, DONE, READY, RUNNING, Graph, InvariantBroken
 from smallpond_mpi.execution.scheduler.policy import Policy
 from smallpond_mpi.execution.scheduler.queues import Queues, ReadyQueue
@@ -53,6 +53,7 @@ class Board:
         self._retries: dict[int, int] = {}  # number of the next attempt, where it is not 0
         self._alarms: list[tuple[float, int, Alarm, Any]] = []
         self._n_alarms = 0
+        self._has_learned_memory = False  # some stage's grants are raised
         self._watches_heads = policy.speculative_exec != "disable"
 
     # tasks
@@ -75,6 +76,7 @@ class Board:
         if state != ABSENT:
             self._retries[task] = self._retries.get(task, 0) + 1
             self.troubles.pop(task, None)
+            self.stage_of(task).short.pop(task, None)
         wanted = spec.resources
         shape = self.fleet.shape(wanted.cpus, wanted.gpus, wanted.memory_bytes, spec.kind is SpecKind.SCHEDULER_CHILD)
         self._queue_of[task] = self.queues.queue(shape, spec.kind, spec.priority)
@@ -111,6 +113,8 @@ class Board:
                 self.n_unfinished -= 1
                 tasks.extend(graph.release_dependants(task))
             else:
+                if self._has_learned_memory:
+                    queue = self._after_siblings(task)
                 graph.move(task, READY)
                 self._enqueue(task, queue, False)
 
@@ -141,6 +145,8 @@ class Board:
         trouble = self.troubles.get(task)
         if trouble is not None:
             queue = self._queue_of[task] = self._queue_after(trouble, queue)
+        if self._has_learned_memory:
+            queue = self._after_siblings(task)
         self._enqueue(task, queue, self.policy.prioritize_retry)
 
     def _queue_after(self, trouble: Trouble, queue: ReadyQueue) -> ReadyQueue:
@@ -153,6 +159,65 @@ class Board:
         if trouble.avoid is not None:
             patience = self.policy.avoid_secs if trouble.n_there == 1 else self.policy.avoid_longer_secs
             queue.avoid_until = max(queue.avoid_until, self.now + patience)
+        return queue
+
+    # memory
+
+    def learn(self, stage: Stage, attempt: Attempt, elapsed_secs: float, peak_bytes: int) -> None:
+        """An attempt succeeded: what it took is what its siblings may take."""
+        lane = attempt.lane
+        granted = lane.grant.memory_bytes
+        trouble = self.troubles.get(attempt.task) if self.troubles else None
+        was_raised = lane.shape.at_least > 0 or (trouble is not None and trouble.memory_bytes is not None)
+        if was_raised:  # what fills whatever it is given must not raise the grants of its siblings again and again
+            peak_bytes = min(peak_bytes, granted)
+        stage.learn(elapsed_secs, peak_bytes, self.policy)
+        had_run_out = bool(stage.short) and stage.short.pop(attempt.task, None) is not None
+        is_over = not was_raised and peak_bytes > granted
+        if is_over:
+            stage.was_asked(granted)
+        if had_run_out or stage.is_review_due() or (is_over and peak_bytes > stage.at_least):
+            self._decide_grants(stage, lane.shape)
+
+    def ran_out(self, task: int, granted_bytes: int, limit: int, was_raised: bool) -> None:
+        """An attempt took more than it was granted; the next one gets `limit`. Its siblings may fare alike."""
+        stage, shape = self.stage_of(task), self.queue_of(task).shape
+        if not was_raised and not shape.at_least:
+            stage.was_asked(granted_bytes)
+        stage.short[task] = limit
+        self._decide_grants(stage, shape)
+
+    def _decide_grants(self, stage: Stage, shape: Shape) -> None:
+        before = stage.at_least
+        stage.decide_first_grant(self.fleet.free_bytes(shape))
+        if stage.at_least == before:
+            return
+        self._has_learned_memory = True
+        for queue in list(self.queues.active):
+            moving = [
+                task
+                for task in queue.tasks
+                if self.graph.stage[task] == stage.number and self._after_siblings(task) is not queue
+            ]
+            if moving:
+                self.queues.withdraw(queue, set(moving))
+                if queue.reserved is not None and not queue.tasks:
+                    self.release(queue)
+                for task in moving:
+                    self._enqueue(task, self.queue_of(task), False)
+
+    def _after_siblings(self, task: int) -> ReadyQueue:
+        """The queue of a task by what its siblings taught so far. What it learned itself counts more: then it is left where it is."""
+        queue = self.queue_of(task)
+        shape, stage = queue.shape, self.stage_of(task)
+        trouble = self.troubles.get(task)
+        own = trouble is not None and trouble.memory_bytes is not None
+        at_least = 0 if own or queue.kind is SpecKind.HERE else stage.at_least
+        if at_least != shape.at_least:
+            shape = self.fleet.shape(shape.cpus, shape.gpus, shape.memory_bytes, shape.on_scheduler, at_least)
+            changed = self.queues.queue(shape, queue.kind, queue.priority, queue.avoid)
+            changed.avoid_until = max(changed.avoid_until, queue.avoid_until)
+            queue = self._queue_of[task] = changed
         return queue
 
     def _count_retry(self, task: int) -> None:
@@ -344,6 +409,10 @@ class Board:
         ]
         if sorted(queued) != ready:
             raise InvariantBroken(f"tasks {ready} are ready, {sorted(queued)} are queued")
+        for task in ready:
+            queue = self.queue_of(task)
+            if self._after_siblings(task) is not queue:
+                raise InvariantBroken(f"task {task:06d} is queued for another grant than its siblings taught")
         if self.offers or self.touched:
             raise InvariantBroken("something became free and was not offered")
         if self.stop_reason is not None:

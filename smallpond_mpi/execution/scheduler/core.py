@@ -194,7 +194,7 @@ class SchedulerCore:
         board, task = self._board, attempt.task
         board.out.append(AcceptAttempt(event.attempt))
         stage = board.stage_of(task)
-        stage.learn(event.elapsed_secs, board.policy)
+        board.learn(stage, attempt, event.elapsed_secs, event.peak_memory_bytes)
         if board.live[task] is not None:
             for other in board.attempts(task):
                 if not other.is_stopping:

@@ -99,7 +99,10 @@ def _runs(board: Board, task: int) -> str:
         return "runs on rank 0 itself"
     parts = []
     for attempt in board.attempts(task):
-        where = f"attempt {board.id_of(attempt)} on rank {attempt.lane.rank.number} ({attempt.lane.rank.host})"
+        lane = attempt.lane
+        where = f"attempt {board.id_of(attempt)} on rank {lane.rank.number} ({lane.rank.host})"
+        if lane.shape.at_least:
+            where += f", with {lane.grant.memory_bytes:,} bytes of memory because of what its siblings took,"
         if attempt.is_stopping:
             parts.append(f"{where} is being stopped")
         elif attempt.lane.head is attempt:

@@ -35,6 +35,7 @@ class Shape:
 
     __slots__ = (
         "_needs",
+        "at_least",
         "cpus",
         "first",
         "gpus",
@@ -46,12 +47,15 @@ class Shape:
         "on_scheduler",
     )
 
-    def __init__(self, number: int, cpus: int, gpus: float, memory_bytes: int | None, on_scheduler: bool) -> None:
+    def __init__(
+        self, number: int, cpus: int, gpus: float, memory_bytes: int | None, on_scheduler: bool, at_least: int
+    ) -> None:
         self.number = number
         self.cpus = cpus
         self.gpus = gpus
         self.memory_bytes = memory_bytes
         self.on_scheduler = on_scheduler
+        self.at_least = at_least  # bytes that siblings took: granted as far as a rank has them, it need not have them
         self.first: deque[RankState] = deque()  # candidates
         self.last: deque[RankState] = (
             deque()
@@ -73,15 +77,16 @@ class Shape:
             return None
         if self.on_scheduler:  # it has nowhere else to go: what rank 0 has must do
             cpus = min(self.cpus, layout.n_cpus)
-            wanted = layout.share_bytes(cpus) if self.memory_bytes is None else self.memory_bytes
-            return cpus, min(wanted, layout.usable_bytes)
+            return cpus, self._bytes(layout, cpus)
         if not 0 < self.cpus <= layout.n_cpus:
             return None
-        if self.memory_bytes is None:
-            return self.cpus, layout.share_bytes(self.cpus)
-        if self.memory_bytes > layout.capacity.memory_bytes:
+        if self.memory_bytes is not None and self.memory_bytes > layout.capacity.memory_bytes:
             return None
-        return self.cpus, min(self.memory_bytes, layout.usable_bytes)
+        return self.cpus, self._bytes(layout, self.cpus)
+
+    def _bytes(self, layout: Layout, cpus: int) -> int:
+        asked = layout.share_bytes(cpus) if self.memory_bytes is None else self.memory_bytes
+        return min(max(asked, self.at_least), layout.usable_bytes)
 
     def __str__(self) -> str:
         parts = [f"{self.cpus} CPU{'s' * (self.cpus != 1)}"]
@@ -89,6 +94,8 @@ class Shape:
             parts.append(f"{self.gpus:g} GPU{'s' * (self.gpus != 1)}")
         if self.memory_bytes is not None:
             parts.append(f"{self.memory_bytes:,} bytes of memory")
+        if self.at_least:
+            parts.append(f"{self.at_least:,} bytes of memory at least, for its siblings took so much")
         return ", ".join(parts) + (" on rank 0" if self.on_scheduler else "")
 
 
@@ -214,13 +221,13 @@ class Fleet:
         self.shapes: list[Shape] = []
         self.counts = dict.fromkeys(RankStatus, 0)
         self.n_failing = 0
-        self._shapes: dict[tuple[int, float, int | None, bool], Shape] = {}
+        self._shapes: dict[tuple[int, float, int | None, bool, int], Shape] = {}
         self._layouts: dict[Capacity, Layout] = {}
         self._n_ranks: dict[Layout, int] = {}
 
-    def shape(self, cpus: int, gpus: float, memory_bytes: int | None, on_scheduler: bool) -> Shape:
+    def shape(self, cpus: int, gpus: float, memory_bytes: int | None, on_scheduler: bool, at_least: int = 0) -> Shape:
         """The one Shape of this size."""
-        key = (cpus, gpus, memory_bytes, on_scheduler)
+        key = (cpus, gpus, memory_bytes, on_scheduler, at_least)
         shape = self._shapes.get(key)
         if shape is None:
             shape = self._shapes[key] = Shape(len(self.shapes), *key)
@@ -383,6 +390,13 @@ class Fleet:
             ),
             default=0,
         )
+
+    def free_bytes(self, shape: Shape) -> int:
+        """The memory that goes with the CPUs of this shape wherever it runs: no rank could start more of its kind if each took less."""
+        if shape.on_scheduler:
+            return self.largest_bytes(shape)
+        shares = (layout.share_bytes(shape.cpus) for layout in self.live_layouts() if shape.cpus <= layout.n_cpus)
+        return min(shares, default=0)
 
     def check(self) -> None:
         """Grants of a rank sum to capacity minus free; candidates are complete; counters count."""

@@ -96,7 +96,10 @@ def fail(board: Board, task: int, kind: FailureKind, reason: str, rank: RankStat
     where = SCHEDULER_RANK if rank is None else rank.number
     may_be_memory = kind in (FailureKind.OUT_OF_MEMORY, FailureKind.EXIT_CODE, FailureKind.SIGNAL)
     largest = board.fleet.largest_bytes(board.queue_of(task).shape) if may_be_memory else 0
-    verdict = judge(trouble, kind, where, granted_bytes, largest, board.policy)
+    limit = trouble.memory_bytes
+    verdict = judge(trouble, kind, where, granted_bytes, largest, board.policy, board.stage_of(task).need_bytes)
+    if trouble.memory_bytes is not None and trouble.memory_bytes != limit:
+        board.ran_out(task, granted_bytes, trouble.memory_bytes, was_raised=limit is not None)
     trouble.tell(f"an attempt on rank {where} ended with {kind.value}" + (f" ({reason})" if reason else ""))
     if board.has_current(task) and kind is not FailureKind.BAD_INPUT:
         return  # its twin may still succeed

@@ -103,6 +103,14 @@ class Queues:
             queue.turn = self._turns
             insort(self.active, queue)
 
+    def withdraw(self, queue: ReadyQueue, tasks: set[int]) -> None:
+        """These of its tasks are to wait elsewhere."""
+        queue.tasks = deque(task for task in queue.tasks if task not in tasks)
+        if not queue.tasks:
+            self.active.remove(queue)
+            queue.is_active = False
+            self.stop_starving(queue)
+
     def settle(self) -> None:
         """The event in hand is dealt with: count who was passed over by what it started."""
         started = self._started

@@ -53,11 +53,17 @@ class Trouble:
 
 
 def judge(
-    trouble: Trouble, kind: FailureKind, rank: Rank, granted_bytes: int, largest_bytes: int, policy: Policy
+    trouble: Trouble,
+    kind: FailureKind,
+    rank: Rank,
+    granted_bytes: int,
+    largest_bytes: int,
+    policy: Policy,
+    sibling_bytes: int = 0,
 ) -> str | None:
     """Write a failure into the record; returns why the task is to be given up, or None to try again.
 
-    `granted_bytes` is what the attempt had, `largest_bytes` what the largest rank could give.
+    `granted_bytes` is what the attempt had, `largest_bytes` what the largest rank could give, `sibling_bytes` what siblings needed.
     """
     if (kind is FailureKind.EXIT_CODE and policy.nonzero_exitcode_as_oom) or (
         kind is FailureKind.SIGNAL and policy.signal_as_oom
@@ -82,7 +88,7 @@ def judge(
     if kind is FailureKind.BAD_INPUT:
         return "its input is bad, which another attempt can't change"
     if kind is FailureKind.OUT_OF_MEMORY and granted_bytes < largest_bytes:
-        trouble.memory_bytes = min(max(2 * granted_bytes, 1), largest_bytes)
+        trouble.memory_bytes = min(max(2 * granted_bytes, sibling_bytes, 1), largest_bytes)
         return None
     trouble.charged += 1
     if trouble.charged < policy.max_fail_count:

@@ -30,10 +30,17 @@ class Desk:
     def submits(self, *specs: TaskSpec, done: tuple[int, ...] = ()) -> list[Command]:
         return self(JobSubmitted(specs, tuple(TaskId(id) for id in done)))
 
-    def ends(self, task: int, failure: FailureKind | None = None, secs: float = 1.0) -> list[Command]:
+    def ends(
+        self, task: int, failure: FailureKind | None = None, secs: float = 1.0, peak_bytes: int = 0
+    ) -> list[Command]:
         """The latest attempt of the task comes back."""
         start = self.starts[TaskId(task)]
-        return self(AttemptEnded(start.rank, start.attempt, failure, secs, 0, "it was told to" if failure else ""))
+        reason = "it was told to" if failure else ""
+        return self(AttemptEnded(start.rank, start.attempt, failure, secs, peak_bytes, reason))
+
+    def granted(self, task: int) -> int:
+        """The memory of the task's latest attempt."""
+        return self.starts[TaskId(task)].grant.memory_bytes
 
     def waits(self, secs: float) -> list[Command]:
         """Time passes; the core is called at each deadline that it names."""
