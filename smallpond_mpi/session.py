@@ -26,6 +26,7 @@ from smallpond_mpi.logical.node import Context, LogicalPlan, Node, NodeId, RootN
 from smallpond_mpi.logical.node.base import topological
 from smallpond_mpi.logical.optimizer import Optimizer
 from smallpond_mpi.logical.planner import cannot_be_wrong
+from smallpond_mpi.logical.schema import check_storable, holds_intervals
 from smallpond_mpi.logical.top_rows import to_be_known_first
 from smallpond_mpi.platform.arrays import element_of
 
@@ -73,7 +74,10 @@ class SessionBase:
             self._forget_failed(nodes.values())
 
     def _run_now(self, plans: Sequence[Node]) -> list[list[DataSet]]:
-        groups = [self._planner.plan_node(plan) for plan in self._optimized(plans)]
+        optimized = self._optimized(plans)
+        if holds_intervals(topological(plans, known=self._planner.is_planned)):
+            check_storable(topological(optimized, known=self._planner.is_planned))
+        groups = [self._planner.plan_node(plan) for plan in optimized]
         nodes = {node.id: node for node in topological(plans)}
         try:
             ran = self._job.run([task for group in groups for task in group], nodes)

@@ -211,7 +211,10 @@ def _schema_of_parquet(dataset: ParquetDataSet) -> Schema | None:
 
 
 def schema_of_arrow(schema: pa.Schema) -> Schema:
-    """The DuckDB types that columns of Arrow's types have."""
+    """The DuckDB types that columns of Arrow's types have, once they were written as Parquet: there a duration is a number."""
+    for index, column in enumerate(schema):
+        if pa.types.is_duration(column.type):
+            schema = schema.set(index, column.with_type(pa.int64()))
     with scratch() as conn:
         conn.register("given", schema.empty_table())
         try:
@@ -242,6 +245,34 @@ def _stored(kind: Any) -> Any:
     if kind.id == "enum":
         return duckdb.type("VARCHAR")
     return duckdb.type("INTEGER") if str(kind) in ('"NULL"', "NULL") else kind
+
+
+def holds_intervals(nodes: Iterable[Node]) -> bool:
+    """Whether any node is known to have a column of type INTERVAL, at any depth."""
+    return any(_holds_interval(kind) for node in nodes for kind in (schema_of(node) or {}).values())
+
+
+def check_storable(nodes: Iterable[Node]) -> None:
+    """Refuse nodes whose rows files can't hold as they are: Parquet's intervals lose microseconds, and can't be negative.
+
+    Raises:
+        InvalidArgument: naming the column, the line of the script, and what to do.
+    """
+    for node in nodes:
+        schema = schema_of(node) if isinstance(node, (SqlEngineNode, HashPartitionNode)) else None
+        for name, kind in (schema or {}).items():
+            if _holds_interval(kind):
+                raise node.invalid(
+                    f"column {name!r} is of type {kind}, which files of intermediate results can't hold exactly: make it a number or a text "
+                    f"where it is made, by epoch_us(...) (microseconds) or CAST(... AS VARCHAR), and CAST(... AS INTERVAL) or to_microseconds(...) "
+                    "where an INTERVAL is needed"
+                )
+
+
+def _holds_interval(kind: Any) -> bool:
+    if kind.id in ("list", "array", "struct", "map", "union"):
+        return any(hasattr(part, "id") and _holds_interval(part) for _, part in kind.children)
+    return bool(kind.id == "interval")
 
 
 # queries

@@ -28,10 +28,14 @@ NO_DICTIONARY = "DICTIONARY_SIZE_LIMIT 1"
 
 
 @contextmanager
-def full_disk_told() -> Iterator[None]:
-    """Tells an output that can't be written for want of space, or of permission, from other errors of the operating system."""
+def write_errors_told() -> Iterator[None]:
+    """Tells an output that can't be written for want of space, or of permission, or because Parquet has no such type, from other errors."""
     try:
         yield
+    except pa.ArrowNotImplementedError as error:
+        if "to Parquet" not in str(error):
+            raise
+        raise InvalidArgument(f"Parquet can't hold the output: {error}; give the column another type") from error
     except OSError as error:
         if isinstance(error, SmallpondError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
@@ -125,7 +129,7 @@ def write_table(task: "Task", table: "pa.Table") -> list[FileFacts]:
     if not table.num_columns and not table.num_rows:
         return []
     metadata = {**(table.schema.metadata or {}), **task.parquet_kv_metadata_bytes()}
-    with full_disk_told():
+    with write_errors_told():
         return dump_to_parquet_files(
             table.replace_schema_metadata(metadata),
             task.runtime_output_abspath,

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from smallpond_mpi.common import DATA_PARTITION_COLUMN_NAME, DEFAULT_ROW_GROUP_SIZE, MB, ColumnNotFound
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.task.keyed_rows import KeyedRows, KeyedTask, keyed_rows
-from smallpond_mpi.execution.task.output import full_disk_told, input_facts, is_unknown, nothing_of, row_group_size
+from smallpond_mpi.execution.task.output import input_facts, is_unknown, nothing_of, row_group_size, write_errors_told
 from smallpond_mpi.execution.task.partition import Inputs, PartitionProducerTask
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.io.packed import Int64s, PackedWriter, PartitionFileWriter, PartitionWriter, WriteOptions
@@ -134,7 +134,7 @@ class RowPartitionTask(KeyedTask, PartitionProducerTask):
         self.add_elapsed_time()
         written = 0
         writer: PartitionWriter | None = None
-        with full_disk_told(), closing(self.partition(0, dataset)) as chunks:
+        with write_errors_told(), closing(self.partition(0, dataset)) as chunks:
             for batch in batched(chunks, self.max_batch_size):
                 self.add_elapsed_time("compute time (secs)")
                 writer = writer or self._writer(batch)

@@ -21,12 +21,12 @@ from smallpond_mpi.execution.task.key_compare import cast_to, compared_as
 from smallpond_mpi.execution.task.key_search import order_of
 from smallpond_mpi.execution.task.keyed_rows import KeyedTask, keyed_rows, survives_duckdb
 from smallpond_mpi.execution.task.output import (
-    full_disk_told,
     input_facts,
     is_unknown,
     nothing_of,
     row_group_size,
     tables_of,
+    write_errors_told,
     written_dataset,
 )
 from smallpond_mpi.execution.task.partition import Inputs
@@ -105,7 +105,7 @@ class SortTask(KeyedTask):
             self.adjust_row_group_size(facts.num_bytes, facts.num_rows)
             self._fit_row_groups_into_memory(facts)
         self.add_elapsed_time()
-        with full_disk_told():
+        with write_errors_told():
             # Once read, rows are as large as they were before they were encoded, or larger.
             may_fit = facts is None or facts.num_bytes <= room
             written = (self._sort_in_memory(dataset, room) if may_fit else None) or self._sort_on_disk(dataset)

@@ -28,11 +28,11 @@ from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.task.compute import frame_to_table, wrong_return
 from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin
 from smallpond_mpi.execution.task.output import (
-    full_disk_told,
     input_facts,
     is_unknown,
     nothing_of,
     parquet_options,
+    write_errors_told,
     written_dataset,
 )
 from smallpond_mpi.execution.task.partition import Inputs
@@ -256,7 +256,7 @@ class ArrowStreamTask(ExecSqlQueryMixin):
             for output in output_iter:
                 self.add_elapsed_time("compute time (secs)")
                 if output.output_table is not None:
-                    with full_disk_told():
+                    with write_errors_told():
                         writer.write(output.output_table)
                 due = output.force_checkpoint or self.clock() - last_checkpoint >= self.secs_checkpoint_interval
                 if due and output.batch_indices is not None:
@@ -264,7 +264,7 @@ class ArrowStreamTask(ExecSqlQueryMixin):
                     last_checkpoint = self.clock()
                 self.add_elapsed_time("output dump time (secs)")
             self.add_elapsed_time("compute time (secs)")
-            with full_disk_told():
+            with write_errors_told():
                 files = writer.close()
         finally:
             writer.abandon()
