@@ -1,0 +1,22 @@
+"""What all tests share: how they are spread over pytest's processes."""
+
+from typing import Any
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+ONE_AT_A_TIME = "tests/slurm/"
+"""Its tests share what a machine has once: the test Slurm, and the cores that it binds tasks to."""
+
+
+class ByFile(LoadScopeScheduling):
+    """A file's tests, which share what its fixtures made, run in one process, in order."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return ONE_AT_A_TIME if path.startswith(ONE_AT_A_TIME) else path
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    """Instead of what --dist names: its groups need marks, which pytest 9.2 doesn't let xdist 3.8 put into node ids."""
+    return ByFile(config, log)
