@@ -45,7 +45,7 @@ def run_demo(keep: str | None, env: Mapping[str, str]) -> int:
     with _directory(keep, env) as directory:
         output = _fresh_output(directory)
         csv_files = _compute(directory, output)
-        # Not before MPI has started: MPICH's exchange of addresses over Slurm's pmi2 breaks in a process that has loaded it (MPICH 5.0.2, pyarrow 26).
+        # Not before MPI has started: with it loaded, MPICH 5.0.2's exchange of addresses over Slurm's pmi2 was seen to fail each time.
         import pyarrow.dataset as ds
 
         found = check.in_order(ds.dataset(f"{output}/airlines", format="parquet").to_table())

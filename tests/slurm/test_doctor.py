@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
-from tests.launch import launcher
+from tests.launch import is_open_mpi, launcher
 from tests.slurm.cluster.cluster import Cluster
 from tests.slurm.jobs import batch
 from tests.slurm.test_launches import SRUN, WRONG_SRUN
+
+LAUNCH = f"{SRUN} -n3" if is_open_mpi() else "mpirun -n 3 -ppn 1"
+"""MPICH's exchange of addresses over Slurm's pmi2 fails now and then in MPI_Init ("value not properly terminated"), which is not the doctor's matter."""
 
 pytestmark = pytest.mark.skipif(launcher() is None, reason="no mpirun beside this python")
 
@@ -30,9 +33,9 @@ def test_ranks_of_three_nodes(cluster: Cluster, shared: Path) -> None:
         cluster,
         shared,
         [
-            f"{SRUN} -n3 {doctor} {shared}/root --json",
-            f"{SRUN} -n3 {doctor} /tmp/of-this-node",
-            f"{SRUN} -n3 {doctor} /dev/null/root",
+            f"{LAUNCH} {doctor} {shared}/root --json",
+            f"{LAUNCH} {doctor} /tmp/of-this-node",
+            f"{LAUNCH} {doctor} /dev/null/root",
             f"{WRONG_SRUN} -n3 {doctor} {shared}/root",
         ],
         ["-N3", "--ntasks-per-node=1", "--mem=1000"],
