@@ -28,7 +28,8 @@ from smallpond_mpi.logical.node import (
     SqlEngineNode,
 )
 from smallpond_mpi.logical.node.sort import cut_for_sort
-from smallpond_mpi.logical.relational import checked
+from smallpond_mpi.logical.relational import check_sort_keys, check_values, checked, there
+from smallpond_mpi.logical.schema import schema_of
 from smallpond_mpi.results import Results, reading_rows_of
 from smallpond_mpi.rows import ExplodeRows, FilterRows, MapBatches, MapRows, ShuffleRows
 from smallpond_mpi.session import SessionBase
@@ -184,11 +185,12 @@ class DataFrame(Results, Writing):
         if sum((hash_by is not None, by is not None, by_rows)) > 1:
             raise InvalidArgument("repartition takes one of hash_by, by and by_rows")
         if hash_by is not None:
-            columns = arguments.texts(hash_by, "hash_by")
+            columns = there(arguments.texts(hash_by, "hash_by"), schema_of(self.plan), "hash_by")
             kwargs.setdefault("drop_partition_column", True)
             return self._then(HashPartitionNode, npartitions=npartitions, hash_columns=columns, **kwargs)
         if by is not None:
             number = arguments.text(by, "by")
+            check_values(self.plan, [number])
             kwargs.setdefault("drop_partition_column", True)
             return self._sql(f'select *, ({number}) as "{DATA_PARTITION_COLUMN_NAME}" from {{0}}')._then(
                 HashPartitionNode,
@@ -210,7 +212,10 @@ class DataFrame(Results, Writing):
     def partial_sort(self, by: str | list[str], **kwargs: Any) -> "DataFrame":
         """Sort each partition by SQL expressions, e.g. `["a", "b desc"]`."""
         keys = ", ".join(arguments.texts(by, "by"))
-        return self._sql(f"select * from {{0}} order by {keys}", **kwargs)
+        made = self._sql(f"select * from {{0}} order by {keys}", **kwargs)
+        assert isinstance(made.plan, SqlEngineNode)
+        checked(made.plan)
+        return made
 
     def sort(
         self,
@@ -230,6 +235,7 @@ class DataFrame(Results, Writing):
         Rows that compare equal are in one partition, in no particular order.
         """
         keys = sort_keys(arguments.texts(by, "by"), descending, nulls_last)
+        check_sort_keys(self.plan, keys)
         count = None if npartitions is None else arguments.whole_number(npartitions, "npartitions", 1)
         ranges = cut_for_sort(self.plan, keys, count, self.session._runtime_ctx.num_slots or 1)
         return self.session._frame(SortNode, (ranges,), sort_keys=keys, **kwargs)

@@ -149,7 +149,8 @@ class Relations:
         schema = schema_of(self.plan)
         items = expressions(given, {n: e for n, e in named.items() if n not in settings}, list(schema or ()))
         if not items:
-            raise InvalidArgument(f"{method} needs at least one column or expression")
+            hint = "; for one row of all there is agg(...) of the DataFrame itself" if method == "group_by" else ""
+            raise InvalidArgument(f"{method} needs at least one column or expression{hint}")
         return items, settings
 
     def _columns_there(self, names: "Sequence[str] | Mapping[str, str]") -> "list[str] | None":

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from smallpond_mpi.common import ColumnNotFound, InvalidArgument, WrongType
 from smallpond_mpi.execution.task.partition_key import canonical_type
+from smallpond_mpi.execution.task.sort_key import SortKey
 from smallpond_mpi.logical.aggregates import in_two_steps
 from smallpond_mpi.logical.dataset.quoting import quote_name
 from smallpond_mpi.logical.expressions import (
@@ -222,6 +223,32 @@ def there(names: Iterable[str], schema: Schema | None, what: str) -> list[str]:
         if name.lower() not in written:
             raise ColumnNotFound(f"{what}: {no_column(name, schema)}")
     return [name if name in schema else written[name.lower()] for name in names]
+
+
+def check_sort_keys(node: Node, keys: Sequence[SortKey]) -> None:
+    """Hold what rows are to be sorted by against the columns, as far as these are known.
+
+    Raises:
+        ColumnNotFound, UnknownColumn, InvalidQuery: a column, or an expression, does not fit them.
+    """
+    schema = schema_of(node)
+    if schema is None:
+        return
+    columns = list(schema)
+    check_values(
+        node, [key.expression(columns) for key in (key.among(columns) for key in keys) if key.by not in columns]
+    )
+
+
+def check_values(node: Node, values: Sequence[str]) -> None:
+    """Hold expressions of a row against the columns, as far as these are known.
+
+    Raises:
+        UnknownColumn, InvalidQuery: one does not fit them.
+    """
+    schema = schema_of(node)
+    if values and schema is not None:
+        bound_query(f"SELECT {template(', '.join(values))} FROM {{0}}", [schema])
 
 
 def _kind(schema: Schema, name: str) -> Any:
