@@ -15,17 +15,22 @@ pytestmark = pytest.mark.skipif(launcher() is None, reason="no mpirun beside thi
 SRUN = "srun --mpi=pmix" if is_open_mpi() else "srun --mpi=pmi2"
 
 
-@pytest.mark.parametrize(("launch", "options"), [("", ["-n1", "--mem=600"]), (SRUN, ["-N2", "-n2", "--mem=600"])])
-def test_tasks_that_take_more_than_they_asked_for(
+@pytest.mark.parametrize(
+    ("launch", "options"),
+    [("mpirun -n 2", ["-N1", "-n2", "--mem=900"]), (SRUN, ["-N2", "-n2", "--mem=600"])],
+    ids=["mpirun", "srun"],
+)
+def test_fifty_tasks_that_take_twice_what_they_asked_for(
     cluster: Cluster, shared: Path, launch: str, options: list[str]
 ) -> None:
     """Slurm would report OUT_OF_MEMORY if the kernel had killed anything, whatever the job's exit code."""
     shutil.copy(Path(__file__).with_name("memory.py"), shared)
-    ended = batch(cluster, shared, f"{launch} python memory.py 6 120 180", options)
-    assert "rows: 6" in ended.output
+    ended = batch(cluster, shared, f"{launch} python memory.py 50 50 100", options)
+    assert "rows: 50" in ended.output
     again = re.search(r"(\d+) attempts failed: out of memory (\d+)", ended.output)
     assert again is not None, ended.output
     assert again[1] == again[2]
+    assert int(again[1]) < 25, "those that started later were given what the first ones took"
 
 
 def test_a_task_may_take_all_that_there_is_for_tasks(cluster: Cluster, shared: Path) -> None:
