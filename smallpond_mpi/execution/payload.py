@@ -44,7 +44,7 @@ from smallpond_mpi.execution.slots import usable_memory
 from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.execution.workqueue import WorkQueue
-from smallpond_mpi.io.memory import MEMORY_POOL_VARIABLE, use_memory_pool
+from smallpond_mpi.io.memory import MEMORY_POOL_VARIABLE, limit_duckdb, use_memory_pool
 
 PACKAGE_DIR = os.path.join(os.path.dirname(os.path.abspath(common.__file__)), "")
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -216,6 +216,10 @@ def why_not_pickled(task: Task, error: Exception) -> str:
     return f"Can't pickle task {task.key}{where}: {type(error).__name__}: {text}; {hint}"
 
 
+SHARE_OF_READERS = 0.9
+"""Of a grant, what a DuckDB that a dataset opens to read its files may take (those of queries go by their kind's memory_overcommit_ratio)."""
+
+
 class _Checkpoints(WorkQueue):
     """Where a running task pushes itself; what goes out is its runtime_state."""
 
@@ -320,6 +324,7 @@ class Performer:
     def _grant(task: Task, grant: Grant) -> None:
         asked = task._memory_limit or task.share_of_memory()
         task._memory_limit = grant.memory_bytes
+        limit_duckdb(int(grant.memory_bytes * SHARE_OF_READERS))
         if grant.memory_bytes > asked:
             task._memory_boost = raised_by(asked, grant.memory_bytes)
         task._granted_gpus = tuple((visible, quota) for visible, (_, quota) in enumerate(grant.gpus))

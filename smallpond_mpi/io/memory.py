@@ -1,4 +1,4 @@
-"""Which allocator Arrow takes memory from in the processes of tasks.
+"""Which allocator Arrow takes memory from in the processes of tasks, and how much of it a DuckDB that only reads data may take there.
 
 Arrow reads its variable once, when it is loaded; the processes of tasks are forked from one in which it is loaded already, so they choose again.
 """
@@ -26,3 +26,29 @@ def use_memory_pool(name: str | None) -> None:
     """Make this the default pool of this process; None, and names that Arrow would not know either, leave it as it is."""
     if name in _POOLS and name in pa.supported_memory_backends():
         pa.set_memory_pool(_POOLS[name]())
+
+
+_duckdb_bytes: int | None = None
+
+
+def limit_duckdb(limit_bytes: int | None) -> None:
+    """Let every DuckDB that reads data in this process from now on take so much, and write nothing to disk; None for DuckDB's own choice."""
+    global _duckdb_bytes
+    _duckdb_bytes = limit_bytes
+
+
+def duckdb_limits() -> dict[str, str]:
+    """Settings of a DuckDB by `limit_duckdb`: what it would choose itself is 80% of the machine, and `.tmp` in the working directory."""
+    return {} if _duckdb_bytes is None else {"memory_limit": f"{_duckdb_bytes} B", "temp_directory": ""}
+
+
+LEAST_JSON_BYTES = 16 << 20
+"""DuckDB's own choice."""
+
+
+def json_object_bytes() -> int | None:
+    """The largest JSON object for which `limit_duckdb` leaves room: each thread takes twice that, for whatever it reads. None: no limit."""
+    if _duckdb_bytes is None:
+        return None
+    threads: int = max(1, pa.cpu_count())
+    return max(LEAST_JSON_BYTES, _duckdb_bytes // (8 * threads))

@@ -60,7 +60,14 @@ MAX_AHEAD = 64
 MAX_AHEAD_BYTES = MB  # larger payloads wait here, not in a socket
 DUMP_SECS = 0.25  # from the request for a traceback to the kill
 UNKILLABLE_SECS = 10.0  # after which an attempt is over although its process can't be killed (state D)
-WATCH_AFTER_SECS = 0.02
+WATCH_AFTER_SECS = 0.005
+LOOK_SECS = (
+    0.02  # between two looks at the memory of children; shorter where one could get past its grant before the next
+)
+SHORTEST_LOOK_SECS = 0.002
+FASTEST_BYTES_PER_SEC = 4 << 30  # that one CPU can take: zeroing pages is what it costs
+FULL = 0.95
+"""Share of the rank's memory at which somebody who is over its grant has to go. (At most 0.9 is granted, and each may take 1.1 of that.)"""
 
 
 class ExecutorCore:
@@ -96,6 +103,8 @@ class ExecutorCore:
         """Take in what happened, in this order, and say what to do."""
         for event in events:
             self._apply(event, now)
+        if any(type(event) is MemorySampled for event in events):
+            self._make_room(now)
         self._place_waiting(now)
         if self._rejoin_by is not None and (not self._children or now >= self._rejoin_by):
             self._rejoin_by = None
@@ -119,6 +128,16 @@ class ExecutorCore:
             for child in self._children.values()
             if child.state is ChildState.BUSY and now - child.began_at >= WATCH_AFTER_SECS
         ]
+
+    def look_again_secs(self) -> float:
+        """Seconds in which no child, however fast it grows, gets far past its grant."""
+        secs = LOOK_SECS
+        for child in self._children.values():
+            if child.state is ChildState.BUSY:
+                grant = child.line[0].run.grant
+                room = grant.memory_bytes * MEMORY_KILL_FACTOR - child.used
+                secs = min(secs, room / (FASTEST_BYTES_PER_SEC * max(1, len(grant.cpus))))
+        return max(secs, SHORTEST_LOOK_SECS)
 
     @property
     def is_running(self) -> bool:
@@ -338,6 +357,24 @@ class ExecutorCore:
             message = f"it took {used_bytes // MB} MiB of memory and had {granted // MB} MiB granted"
             self._kill(child, FailureKind.OUT_OF_MEMORY, "OutOfMemory", message, now)
 
+    def _make_room(self, now: float) -> None:
+        """End those furthest over their grants while all together have nearly what the rank has: the kernel would take anybody."""
+        busy = [child for child in self._children.values() if child.state is ChildState.BUSY]
+        used = sum(child.used for child in busy)
+        if used <= self._capacity.memory_bytes * FULL:
+            return
+        shares = [(child.used / max(1, child.line[0].run.grant.memory_bytes), child.id) for child in busy]
+        for share, child_id in sorted(shares, reverse=True):
+            if share <= 1 or used <= self._capacity.memory_bytes * FULL:
+                return
+            child = self._children[child_id]
+            used -= child.used
+            message = (
+                f"it took {child.used // MB} MiB of memory and had {child.line[0].run.grant.memory_bytes // MB} MiB granted, "
+                f"and little was left of the {self._capacity.memory_bytes // MB} MiB of its rank"
+            )
+            self._kill(child, FailureKind.OUT_OF_MEMORY, "OutOfMemory", message, now)
+
     def _on_time(self, now: float) -> None:
         for child in [c for c in self._timed.values() if c.deadline is not None and c.deadline <= now]:
             if child.state is ChildState.BUSY:
@@ -453,7 +490,7 @@ class ExecutorCore:
 
     def _begin_head(self, child: Child, now: float) -> None:
         child.began_at = now
-        child.peak = 0
+        child.peak = child.used = 0
         head = child.line[0]
         timeout = head.run.timeout_secs
         if timeout is not None or child.deadline is not None:

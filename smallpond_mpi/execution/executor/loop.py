@@ -72,7 +72,8 @@ from smallpond_mpi.execution.protocol import (
 from smallpond_mpi.execution.transport import PeerGone, Received, Transport
 from smallpond_mpi.platform.discover import oom_kills
 
-MEMORY_SAMPLE_SECS = 0.02
+LOOK_SHARE = 20
+"""Looking at the memory of children takes at most 1/20 of the time."""
 PARENT_CHECK_SECS = 1.0
 SPOOL_CUT_BYTES = MB
 MIN_GROWTH_BYTES = 64 * MB
@@ -179,6 +180,8 @@ class ExecutorLoop:
 
     def nap(self, secs: float) -> None:
         """Sleep, to the microsecond, until a child says something or `secs` are over. What comes over the transport is seen afterwards."""
+        if self._core.is_running:
+            secs = min(secs, max(0.0, self._next_sample - self._clock()))
         if self.fileno() < FD_SETSIZE:
             select.select([self], [], [], secs)  # epoll itself knows milliseconds only
         else:
@@ -232,11 +235,12 @@ class ExecutorLoop:
         if deadline is not None and now >= deadline:
             self._events.append(TimePassed())
         if now >= self._next_sample and self._core.is_running:
-            self._next_sample = now + MEMORY_SAMPLE_SECS
             for child, granted in self._core.watched(now):
                 footprint = self._wires[child].footprint
                 if footprint is not None:
                     self._events.append(MemorySampled(child, self._memory.used_bytes(footprint, granted)))
+            done = self._clock()
+            self._next_sample = done + max(self._core.look_again_secs(), LOOK_SHARE * (done - now))
         if self._watched_parent is not None and now >= self._next_parent_check:
             self._next_parent_check = now + PARENT_CHECK_SECS
             if os.getppid() != self._watched_parent:

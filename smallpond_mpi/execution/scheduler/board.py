@@ -164,7 +164,10 @@ class Board:
     # memory
 
     def learn(self, stage: Stage, attempt: Attempt, elapsed_secs: float, peak_bytes: int) -> None:
-        """An attempt succeeded: what it took is what its siblings may take."""
+        """An attempt succeeded: what it took is what its siblings may take. (Tasks of no node, stage 0, ask for what they like and are no siblings.)"""
+        if not stage.id:
+            stage.learn(elapsed_secs, peak_bytes, self.policy)
+            return
         lane = attempt.lane
         granted = lane.grant.memory_bytes
         trouble = self.troubles.get(attempt.task) if self.troubles else None
@@ -182,6 +185,8 @@ class Board:
     def ran_out(self, task: int, granted_bytes: int, limit: int, was_raised: bool) -> None:
         """An attempt took more than it was granted; the next one gets `limit`. Its siblings may fare alike."""
         stage, shape = self.stage_of(task), self.queue_of(task).shape
+        if not stage.id:
+            return
         if not was_raised and not shape.at_least:
             stage.was_asked(granted_bytes)
         stage.short[task] = limit

@@ -20,6 +20,7 @@ from fsspec import AbstractFileSystem
 
 from smallpond_mpi.common import DEFAULT_BATCH_SIZE, InvalidArgument, split_into_rows
 from smallpond_mpi.io.arrow import cast_columns_to_large_string, convert_types_to_large_string
+from smallpond_mpi.io.memory import duckdb_limits
 from smallpond_mpi.io.parquet import map_in_threads, moved_path, pack_paths, unpack_paths
 from smallpond_mpi.io.resolve import absolute, files_in, has_magic, is_url, resolve
 from smallpond_mpi.logical.dataset.errors import translate
@@ -376,8 +377,9 @@ def merge_udfs(datasets: Iterable[DataSet]) -> list[Any]:
 
 
 def connect(threads: int = 16) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB with no more threads than this process may use: Arrow's pool was set to that (DuckDB itself reads Slurm's variables)."""
-    return duckdb.connect(config={"threads": max(1, min(threads, pa.cpu_count()))})
+    """An in-memory DuckDB with no more threads and memory than this process may use: Arrow's pool was set to that (DuckDB itself reads Slurm's variables)."""
+    config: dict[str, str | bool | int | float | list[str]] = {"threads": max(1, min(threads, pa.cpu_count()))}
+    return duckdb.connect(config=config | duckdb_limits())
 
 
 def run_sql(conn: duckdb.DuckDBPyConnection, query: str, dataset: DataSet) -> duckdb.DuckDBPyConnection:

@@ -18,6 +18,7 @@ from smallpond_mpi.common import (
     SmallpondError,
     TaskFailed,
 )
+from smallpond_mpi.io.memory import json_object_bytes
 from smallpond_mpi.io.parquet import translate_arrow
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ MEANINGS: list[tuple[re.Pattern[str], type[BadInput]]] = [
 ]
 CSV_LINE = re.compile(r"CSV Error on Line: (\d+)\n(?:Original Line: (.*)\n)?(.*)")
 CSV_FILE = re.compile(r"^\s*file = (.*)$", re.MULTILINE)
+JSON_OBJECT = re.compile(r'"maximum_object_size" of (\d+) bytes exceeded')
 QUOTED_PATH = re.compile(r"[\"'](/[^\"']+)[\"']")
 
 
@@ -51,6 +53,9 @@ def translate(error: Exception, query: str = "", datasets: "Sequence[DataSet]" =
     text = str(error).strip()
     if isinstance(error, (duckdb.OutOfMemoryException, pa.ArrowMemoryError, MemoryError)):
         return OutOfMemory(text)
+    too_long = JSON_OBJECT.search(text)
+    if too_long is not None and int(too_long[1]) == json_object_bytes():
+        return OutOfMemory(f"a JSON object is too long for the memory limit: {text}")
     if "Python exception occurred while executing the UDF" in text:
         return TaskFailed(text)
     kind = next((kind for pattern, kind in MEANINGS if pattern.search(text)), None)

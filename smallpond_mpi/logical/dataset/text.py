@@ -1,17 +1,22 @@
 """CSV and JSON files with a declared schema. DuckDB reads them; what doesn't fit the schema is an error that names file and line."""
 
+import os
 from typing import TypeVar
 
 import duckdb
 from fsspec import AbstractFileSystem
 
 from smallpond_mpi.common import GB, ColumnNotFound, InvalidArgument
+from smallpond_mpi.io.memory import LEAST_JSON_BYTES, json_object_bytes
+from smallpond_mpi.io.resolve import is_url
 from smallpond_mpi.logical.dataset.base import DataSet, merge_datasets, use_filesystem
 from smallpond_mpi.logical.dataset.parquet_sql import NO_ROWS
 from smallpond_mpi.logical.dataset.quoting import quote_name, quote_names, quote_paths, quote_text
 
 T = TypeVar("T", bound="TextDataSet")
 
+PACKED = (".gz", ".zst")
+"""Files that are longer when they are read."""
 JSON_FORMATS = ("auto", "unstructured", "newline_delimited", "array")
 
 
@@ -143,11 +148,22 @@ class JsonDataSet(TextDataSet):
         options = [
             f"format = {quote_text(self.format)}",
             f"columns = {self._columns_struct()}",
-            f"maximum_object_size = {int(self.max_object_size)}",
+            f"maximum_object_size = {self._object_bytes()}",
             "hive_partitioning = false",
             f"union_by_name = {str(self.union_by_name).lower()}",
         ]
         return self._select(f"read_json({quote_paths(self.resolved_paths)}, {', '.join(options)})")
+
+    def _object_bytes(self) -> int:
+        """What DuckDB takes memory for, twice a thread: no more than the longest file, nor than there is memory for (a longer one is out of memory)."""
+        most = int(self.max_object_size)
+        in_memory = json_object_bytes()
+        if in_memory is not None and in_memory < most:
+            most = in_memory
+        if most <= LEAST_JSON_BYTES or any(is_url(path) or path.endswith(PACKED) for path in self.resolved_paths):
+            return most
+        longest = max((os.path.getsize(path) for path in self.resolved_paths if os.path.exists(path)), default=most)
+        return min(most, max(LEAST_JSON_BYTES, longest + 1))
 
     def _format(self) -> tuple[object, ...]:
         return (tuple(self.schema.items()), self.format, self.max_object_size)

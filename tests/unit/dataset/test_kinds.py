@@ -1,13 +1,24 @@
 """Text, memory, SQL, file sets, partitioned datasets: each read by Arrow, by SQL, and after a journey."""
 
 import pickle
+from collections.abc import Iterator
+from contextlib import closing
 
 import duckdb
 import pandas as pd
 import pyarrow as pa
 import pytest
 
-from smallpond_mpi.common import ColumnNotFound, CorruptInput, InputNotFound, InvalidArgument, InvalidQuery, TaskFailed
+from smallpond_mpi.common import (
+    ColumnNotFound,
+    CorruptInput,
+    InputNotFound,
+    InvalidArgument,
+    InvalidQuery,
+    OutOfMemory,
+    TaskFailed,
+)
+from smallpond_mpi.io.memory import limit_duckdb
 from smallpond_mpi.logical import dataset as package
 from smallpond_mpi.logical.dataset import (
     ArrowTableDataSet,
@@ -20,6 +31,7 @@ from smallpond_mpi.logical.dataset import (
     PartitionedDataSet,
     SqlQueryDataSet,
 )
+from smallpond_mpi.logical.dataset.base import connect
 from smallpond_mpi.logical.dataset.errors import translate
 from smallpond_mpi.logical.dataset.memory import unregister_all
 
@@ -222,3 +234,35 @@ def test_log_shows_rows(caplog):
         ArrowTableDataSet(TABLE).log(2)
     assert "ü" not in caplog.text
     assert "a" in caplog.text
+
+
+@pytest.fixture
+def a_small_grant() -> Iterator[None]:
+    limit_duckdb(1 << 30)
+    threads = pa.cpu_count()
+    pa.set_cpu_count(2)
+    yield
+    pa.set_cpu_count(threads)
+    limit_duckdb(None)
+
+
+def test_json_is_read_with_little_memory_whatever_an_object_might_take(tmp_path, a_small_grant) -> None:
+    path = tmp_path / "some.json"
+    path.write_text("".join(f'{{"a": {number}, "b": "{"x" * 1000}"}}\n' for number in range(40_000)))
+    dataset = JsonDataSet([str(path)], {"a": "BIGINT", "b": "VARCHAR"})
+    assert dataset.to_arrow_table().num_rows == 40_000
+
+
+def test_a_json_object_too_long_for_the_memory_there_is_means_that_it_ran_out(tmp_path, a_small_grant) -> None:
+    path = tmp_path / "long.json"
+    path.write_text(f'{{"a": 1, "b": "{"x" * (200 << 20)}"}}\n')
+    with pytest.raises(OutOfMemory, match="too long for the memory limit"):
+        JsonDataSet([str(path)], {"a": "BIGINT", "b": "VARCHAR"}).to_arrow_table()
+    with pytest.raises(InvalidQuery, match="maximum_object_size"):
+        JsonDataSet([str(path)], {"a": "BIGINT", "b": "VARCHAR"}, max_object_size=32 << 20).to_arrow_table()
+
+
+def test_the_duckdb_of_a_dataset_keeps_to_the_grant(a_small_grant) -> None:
+    with closing(connect()) as conn:
+        settings = conn.sql("SELECT current_setting('memory_limit'), current_setting('temp_directory')").fetchall()
+    assert settings == [("1.0 GiB", "")]

@@ -5,6 +5,7 @@ import functools
 import logging
 import pickle
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from smallpond_mpi.execution.payload import (
 from smallpond_mpi.execution.protocol import RunTask, Welcome
 from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
+from smallpond_mpi.io.memory import limit_duckdb
 from smallpond_mpi.logical.dataset import ParquetDataSet
 
 CAPACITY = Capacity((0, 1), 8 << 30)
@@ -44,6 +46,13 @@ class Work(Task):
     def run(self) -> bool:
         self.told = self.func(self) if self.func is not None else None
         return True
+
+
+@pytest.fixture(autouse=True)
+def no_limit_is_left() -> Iterator[None]:
+    """A child is held to its grant as a process; here that is the tests' own."""
+    yield
+    limit_duckdb(None)
 
 
 @pytest.fixture

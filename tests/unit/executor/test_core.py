@@ -176,6 +176,44 @@ def test_memory_is_killed_at_a_tenth_over_the_grant() -> None:
     assert ended.peak_memory_bytes == 1101
 
 
+def running(n: int, granted: int) -> World:
+    """So many attempts, each on a CPU of its own, of a rank of 1 GiB."""
+    world = World(capacity(n))
+    world.feed(*(run(number + 1, number, memory_bytes=granted) for number in range(n)))
+    for child in range(n):
+        world.ready(child)
+        world.begin(child)
+    return world
+
+
+def test_when_all_grow_at_once_the_one_furthest_over_its_grant_goes_before_the_rank_is_full() -> None:
+    granted = (1 << 30) * 9 // 40
+    world = running(4, granted)
+    world.feed(*(MemorySampled(child, int(granted * 1.05)) for child in range(4)))
+    assert not any(child.is_killed for child in world.children.values()), "0.945 of the rank"
+    world.feed(*(MemorySampled(child, int(granted * share)) for child, share in enumerate((1.07, 1.09, 1.08, 1.06))))
+    assert [child for child in range(4) if world.children[child].is_killed] == [1]
+    world.bury_the_killed()
+    (ended,) = world.ends.values()
+    assert ended.failure is not None
+    assert ended.failure.kind is FailureKind.OUT_OF_MEMORY
+    assert "little was left of the 1024 MiB of its rank" in ended.failure.message
+
+
+def test_who_keeps_to_its_grant_is_not_ended_for_the_others() -> None:
+    world = running(2, (1 << 30) * 9 // 20)
+    world.feed(MemorySampled(0, (1 << 30) * 9 // 20), MemorySampled(1, (1 << 30) * 9 // 20 * 109 // 100))
+    assert not world.children[0].is_killed
+
+
+def test_the_less_room_is_left_the_sooner_memory_is_looked_at() -> None:
+    world = running(1, 256 << 20)
+    assert world.core.look_again_secs() == 0.02
+    world.feed(MemorySampled(0, 260 << 20))
+    assert 0.002 < world.core.look_again_secs() < 0.006, "0.0215 of 4 GiB"
+    assert running(1, 1 << 20).core.look_again_secs() == 0.002
+
+
 def test_a_process_that_can_not_be_killed_does_not_hold_up_the_news() -> None:
     world = World(capacity())
     world.feed(run(1, 0), run(2, 0))

@@ -4,14 +4,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smallpond_mpi.common import GB, MB
-from smallpond_mpi.execution.model import FailureKind, TaskId
+from smallpond_mpi.execution.model import FailureKind, TaskId, TaskSpec
 from smallpond_mpi.execution.scheduler.commands import StartAttempt
 from smallpond_mpi.execution.scheduler.core import Policy
 from smallpond_mpi.execution.scheduler.sizing import first_grant, round_up
-from smallpond_mpi.testing import rank, task
+from smallpond_mpi.testing import rank
+from smallpond_mpi.testing import task as any_task
 from tests.unit.scheduler.desk import Desk
 
 OOM = FailureKind.OUT_OF_MEMORY
+
+
+def task(id: int, memory_bytes: int | None = None) -> TaskSpec:
+    return any_task(id, memory_bytes=memory_bytes, stage=7)
 
 
 def small_desk(*specs, memory_bytes: int = 20 * GB) -> Desk:
@@ -129,3 +134,9 @@ def test_small_ranks_are_not_shut_out_by_what_siblings_took_on_large_ones() -> N
     desk.ends(3 - large, peak_bytes=GB)
     on_small = next(id for id in range(1, 7) if desk.where(id) == 0 and id != 3 - large)
     assert desk.granted(on_small) == 2 * GB - int(2 * GB * 0.1), "all that it has"
+
+
+def test_tasks_of_no_node_are_no_siblings() -> None:
+    desk = small_desk(*(any_task(id, memory_bytes=GB, stage=0) for id in range(1, 5)))
+    desk.ends(1, OOM)
+    assert desk.granted(3) == GB
