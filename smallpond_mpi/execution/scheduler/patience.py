@@ -98,7 +98,8 @@ def fail(board: Board, task: int, kind: FailureKind, reason: str, rank: RankStat
     largest = board.fleet.largest_bytes(board.queue_of(task).shape) if may_be_memory else 0
     limit = trouble.memory_bytes
     verdict = judge(trouble, kind, where, granted_bytes, largest, board.policy, board.stage_of(task).need_bytes)
-    if trouble.memory_bytes is not None and trouble.memory_bytes != limit:
+    # an exit code that is taken for want of memory says nothing of the siblings
+    if kind is not FailureKind.EXIT_CODE and trouble.memory_bytes is not None and trouble.memory_bytes != limit:
         board.ran_out(task, granted_bytes, trouble.memory_bytes, was_raised=limit is not None)
     trouble.tell(f"an attempt on rank {where} ended with {kind.value}" + (f" ({reason})" if reason else ""))
     if board.has_current(task) and kind is not FailureKind.BAD_INPUT:
