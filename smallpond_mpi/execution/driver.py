@@ -1,6 +1,6 @@
 """Driver: a script that makes a plan and runs it, with a command line for both.
 
-python script.py [mode] [options of the job] [options of the script]
+`python script.py [mode] [options of the job] [options of the script]`
 
 (none)      as ranks when a launcher started several, else on this machine alone
 mpi         this process is one of the ranks that a launcher started
