@@ -17,6 +17,7 @@ from smallpond_mpi.platform.topology import Topology
 NODES = "/sys/devices/system/node"
 CPUS = "/sys/devices/system/cpu"
 MEMORY_FILES = ("memory.max", "memory.high", "memory.limit_in_bytes")
+AVAILABLE = "available on the machine"
 CPUSET_FILES = ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus")
 
 
@@ -67,12 +68,23 @@ def job_cpus(env: Mapping[str, str], root: str = "") -> tuple[int, ...]:
     """
     if binding.launcher_of(env) != binding.OPEN_MPI or not slurm.is_job(env):
         return ()
+    cpus = cpuset(root)
+    return cpus if len(cpus) == slurm.job_cpus(env) else ()
+
+
+def cpuset(root: str = "") -> tuple[int, ...]:
+    """CPUs that the cgroup of this process may use, whatever it is bound to; none where there is no cpuset."""
     for directory in _cgroups("cpuset", root):
         for name in CPUSET_FILES:
             cpus = topology.parse_cpu_list(_read(f"{root}{directory}/{name}"))
             if cpus:
-                return cpus if len(cpus) == slurm.job_cpus(env) else ()
+                return cpus
     return ()
+
+
+def cpu_ticks(root: str = "") -> dict[int, topology.Ticks]:
+    """CPU → its busy time and all its time so far; empty where that can't be read."""
+    return topology.cpu_ticks(_read(f"{root}/proc/stat"))
 
 
 def memory_limit(env: Mapping[str, str], root: str = "") -> MemoryLimit:
@@ -84,7 +96,7 @@ def memory_limits(env: Mapping[str, str], root: str = "") -> list[MemoryLimit]:
     """What is available on the machine, what Slurm granted, and what any cgroup above this process allows."""
     available = cgroup.available_memory(_read(f"{root}/proc/meminfo"))
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = [MemoryLimit(available or pages, "available on the machine")]
+    limits = [MemoryLimit(available or pages, AVAILABLE)]
     granted = slurm.memory_bytes(env, by_srun=binding.launcher_of(env) == binding.SRUN)
     if granted is not None:
         limits.append(MemoryLimit(granted, "granted by Slurm"))

@@ -27,6 +27,27 @@ def allowed_cpus(proc_status: str) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class Ticks:
+    """Time of a CPU since the boot, in clock ticks: not idle, and all."""
+
+    busy: int
+    total: int
+
+
+def cpu_ticks(proc_stat: str) -> dict[int, Ticks]:
+    """CPU → its time, from /proc/stat. Waiting for a disk is idle; what a hypervisor gave to others is busy."""
+    found = {}
+    for line in proc_stat.splitlines():
+        name, *fields = line.split()
+        if name[:3] == "cpu" and name[3:].isdigit():
+            # user, nice, system, idle, iowait, irq, softirq, steal; what follows is counted in user already
+            times = [int(field) for field in fields[:8]]
+            total = sum(times)
+            found[int(name[3:])] = Ticks(total - sum(times[3:5]), total)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
 class Topology:
     """Where CPUs are. `numa`: CPU → NUMA node, for those of which the kernel says it; `siblings`: CPU → the hardware threads of its core;
     `distances`: (NUMA node, NUMA node) → what the firmware says of the way, 10 for none.

@@ -15,6 +15,8 @@ from tests.slurm.test_launches import SRUN, WRONG_SRUN
 LAUNCH = f"{SRUN} -n3" if is_open_mpi() else "mpirun -n 3 -ppn 1"
 """MPICH's exchange of addresses over Slurm's pmi2 fails now and then in MPI_Init ("value not properly terminated"), which is not the doctor's matter."""
 
+MOUNT = "srun --mpi=none --overlap --mem=0"
+
 pytestmark = pytest.mark.skipif(launcher() is None, reason="no mpirun beside this python")
 
 
@@ -27,46 +29,86 @@ def said(cluster: Cluster, shared: Path, lines: list[str], options: list[str]) -
     return [(int(code), text) for text, code in found]
 
 
-def test_ranks_of_three_nodes(cluster: Cluster, shared: Path) -> None:
-    doctor = "python -m smallpond_mpi doctor --data-root"
-    green, unshared, unwritable, wrong = said(
+DOCTOR = "python -m smallpond_mpi doctor --data-root"
+OF_THE_MACHINE = {"messages", "other work", "clocks"}
+"""Checks whose outcome is the test machine's: the three nodes are one, and others may be busy on it."""
+
+
+def checks(text: str) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
+    """(ranks, check → its levels) of what `--json` printed."""
+    told = json.loads(text[text.index("{") : text.rindex("}") + 1])
+    levels: dict[str, list[str]] = {}
+    for check in told["checks"]:
+        levels.setdefault(check["check"], []).append(check["level"])
+    return told["ranks"], levels
+
+
+def test_green_on_three_nodes(cluster: Cluster, shared: Path) -> None:
+    ((code, text),) = said(
+        cluster,
+        shared,
+        [f"{LAUNCH} {DOCTOR} {shared}/root --json"],
+        ["-N3", "--ntasks-per-node=1", "-c2", "--mem=1000"],
+    )
+    ranks, levels = checks(text)
+    assert code == 0, text
+    assert {rank["host"] for rank in ranks} == {"n1", "n2", "n3"}
+    for name in ("world", "versions", "task", "binding", "DuckDB", "idle CPU", "data root", "space", "speed", "limits"):
+        assert levels[name] == ["ok"], text
+    assert {level for name in levels.keys() - OF_THE_MACHINE for level in levels[name]} == {"ok"}, text
+    assert {"messages", "other work", "clocks"} < levels.keys()
+    # what is left of the limit that Slurm gave each node is what the rank has for tasks
+    assert all("Slurm" in rank["memory_limits"][0]["source"] for rank in ranks)
+    assert {tuple(rank["cpus"]) for rank in ranks} == {(0, 1)}
+    assert not list((shared / "root").iterdir()), "it leaves nothing"
+
+
+def test_data_roots_that_are_none(cluster: Cluster, shared: Path) -> None:
+    unshared, read_only, read_only_there = said(
         cluster,
         shared,
         [
-            f"{LAUNCH} {doctor} {shared}/root --json",
-            f"{LAUNCH} {doctor} /tmp/of-this-node",
-            f"{LAUNCH} {doctor} /dev/null/root",
-            f"{WRONG_SRUN} -n3 {doctor} {shared}/root",
+            f"{LAUNCH} {DOCTOR} /tmp/of-this-node",
+            # as a file system that is mounted read-only: on all nodes, and on all but that of rank 0
+            f"{MOUNT} -N3 --ntasks-per-node=1 bash -c 'mkdir -p /tmp/ro && mount -t tmpfs -o ro tmpfs /tmp/ro'; {LAUNCH} {DOCTOR} /tmp/ro/root; "
+            f"{MOUNT} -N3 --ntasks-per-node=1 umount /tmp/ro",
+            f"{MOUNT} -w n2 -N1 -n1 bash -c 'mkdir -p /tmp/view {shared}/seen && mount --bind {shared}/seen /tmp/view && mount -o remount,ro,bind /tmp/view'; "
+            f"{MOUNT} -w n1,n3 -N2 --ntasks-per-node=1 bash -c 'mkdir -p /tmp/view {shared}/seen && mount --bind {shared}/seen /tmp/view'; "
+            f"{LAUNCH} {DOCTOR} /tmp/view; {MOUNT} -N3 --ntasks-per-node=1 umount /tmp/view",
         ],
         ["-N3", "--ntasks-per-node=1", "--mem=1000"],
     )
-    code, text = green
-    seen: dict[str, Any] = json.loads(text[text.index("{") : text.rindex("}") + 1])
-    assert code == 0, text
-    assert {rank["host"] for rank in seen["ranks"]} == {"n1", "n2", "n3"}
-    # how fast messages are is the machine's matter: the three nodes are one, and others may be busy on it
-    assert {check["level"] for check in seen["checks"] if check["check"] != "messages"} == {"ok"}, text
-    # what is left of the limit that Slurm gave each node is what the rank has for tasks
-    assert all("Slurm" in rank["memory_limits"][0]["source"] for rank in seen["ranks"])
-    assert not list((shared / "root").iterdir()), "it leaves nothing"
-
-    assert unshared[0] == unwritable[0] == 1
     assert "FAIL data root: /tmp/of-this-node is not the same directory on n2, n3" in unshared[1]
-    assert "FAIL data root: /dev/null/root can't be written" in unwritable[1]
-    assert "-> give another one by --data-root" in unwritable[1]
+    assert "FAIL data root: /tmp/ro/root can't be written: [Errno 30] Read-only file system" in read_only[1]
+    assert "-> give another one by --data-root" in read_only[1]
+    assert "FAIL data root: /tmp/view can't be written on n2: [Errno 30] Read-only file system" in read_only_there[1]
+    for _, text in (unshared, read_only, read_only_there):
+        assert text.count("FAIL") == 1, text
 
-    assert wrong[0] != 0
-    assert "FAIL launch:" in wrong[1]
-    assert "--mpi=pmix" in wrong[1]
+
+@pytest.mark.parametrize("launch", [WRONG_SRUN, "srun --mpi=none"])
+def test_the_wrong_mpi(cluster: Cluster, shared: Path, launch: str) -> None:
+    ((code, text),) = said(cluster, shared, [f"{launch} -n3 {DOCTOR} {shared}/root"], ["-N3", "-n3", "--mem=1000"])
+    assert code != 0
+    assert text.count("FAIL") == text.count("FAIL launch:") == 1, text
+    assert "--mpi=pmix" in text
 
 
 def test_too_little_memory(cluster: Cluster, shared: Path) -> None:
-    ((code, text),) = said(
-        cluster, shared, [f"python -m smallpond_mpi doctor --data-root {shared}/root"], ["-n1", "--mem=300"]
-    )
+    ((code, text),) = said(cluster, shared, [f"{DOCTOR} {shared}/root"], ["-n1", "--mem=300"])
     assert code == 1
     assert re.search(r"FAIL memory: at least 1[45]\d MB a rank for tasks", text), text
     assert "-> ask for more (--mem, --mem-per-cpu)" in text
+
+
+@pytest.mark.skipif(not is_open_mpi(), reason="MPICH's ranks don't start by srun every time")
+def test_ranks_bound_to_one_core(cluster: Cluster, shared: Path) -> None:
+    """Of the two that the job has there."""
+    line = f"{SRUN} -n2 --cpu-bind=map_cpu:0,0 {DOCTOR} {shared}/root"
+    ((code, text),) = said(cluster, shared, [line], ["-N1", "-n2", "--mem=1000"])
+    assert code == 1
+    assert re.search(r"FAIL binding: ranks \[0, 1\] on n\d are bound to the same CPUs \[0\]", text), text
+    assert "-> leave out --cpu-bind" in text
 
 
 def test_more_ranks_than_cores(cluster: Cluster, shared: Path) -> None:

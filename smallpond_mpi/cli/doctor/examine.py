@@ -1,73 +1,109 @@
 """The examination, from rank 0's arrival to its exit code."""
 
-import json
+import contextlib
 import os
 import signal
 import socket
-import sys
 import threading
 import time
+import traceback
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from smallpond_mpi.cli.doctor import facts, verdicts
-from smallpond_mpi.cli.doctor.talk import Others, library_of
-from smallpond_mpi.cli.doctor.verdicts import MB, Verdict
+from smallpond_mpi.cli.doctor import duty, facts, files, report, verdicts
+from smallpond_mpi.cli.doctor.talk import START_SECS, Others, library_of
+from smallpond_mpi.cli.doctor.verdicts import Verdict
 from smallpond_mpi.common import SmallpondError
+from smallpond_mpi.execution.transport import PeerGone, Received
 from smallpond_mpi.execution.worker import Place, arrive
 from smallpond_mpi.platform.binding import launched_size
 
 ANSWER_SECS = 20.0
 FILES_SECS = 60.0
-START_SECS = 120
-"""For all ranks to meet in MPI_Init, where nothing can interrupt this process but the kernel's alarm."""
-MARK = {"ok": "ok  ", "warn": "WARN", "fail": "FAIL"}
+WATCH_SECS = 0.2
 
 
 def examine(data_root: str, env: Mapping[str, str], as_json: bool) -> int:
     """Ask, judge, print; the exit code: 1 if anything failed."""
-    signal.alarm(START_SECS)
+    late = Verdict(
+        "launch",
+        "fail",
+        f"the {launched_size(env)} ranks that were started have not met in MPI_Init within {START_SECS} s",
+        "look whether one of them died above, whether the nodes reach each other, and whether the launcher is the MPI library's own",
+    )
     try:
-        place = arrive(env)
+        with _within_start(report.text([], [late], as_json)):
+            place = arrive(env)
     except SmallpondError as error:
-        _show([], [Verdict("launch", "fail", str(error))], as_json)
+        report.show([], [Verdict("launch", "fail", str(error))], as_json)
         return 1
-    signal.alarm(0)
     others = Others(place)
     try:
         ranks, found = _examine(place, others, data_root, env)
-    finally:
-        if place.transport is not None:
-            others.dismiss()
-            place.is_dismissed = True
-    _show(ranks, found, as_json)
+    except BaseException:
+        if place.transport is None:
+            raise
+        traceback.print_exc()
+        place.transport.abort(1)  # the others would wait for rank 0
+        raise
+    others.dismiss()
+    place.is_dismissed = True
+    report.show(ranks, found, as_json)
     place.leave(exit_code_if_stuck=1)
     return 1 if any(one.level == "fail" for one in found) else 0
+
+
+@contextlib.contextmanager
+def _within_start(last_words: str) -> Iterator[None]:
+    """Within this, a process that is not through after START_SECS says its last words and is ended. By another process: MPI_Init holds the interpreter."""
+    watched = os.getpid()
+    watch = os.fork()
+    if watch == 0:
+        try:
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(signum, signal.SIG_DFL)
+            deadline = time.monotonic() + START_SECS
+            while os.getppid() == watched and time.monotonic() < deadline:
+                time.sleep(WATCH_SECS)
+            if os.getppid() == watched:
+                os.write(1, last_words.encode())
+                os.kill(watched, signal.SIGKILL)
+        finally:
+            os._exit(0)
+    try:
+        yield
+    finally:
+        os.kill(watch, signal.SIGKILL)
+        os.waitpid(watch, 0)
 
 
 def _examine(
     place: Place, others: Others, data_root: str, env: Mapping[str, str]
 ) -> tuple[list[dict[str, Any]], list[Verdict]]:
-    own = facts.rank_facts(place, env, library_of(place))
     asked_at = time.time()
-    answers = others.ask("facts", ANSWER_SECS) if place.size > 1 else {}
+    answers = others.ask("facts", ANSWER_SECS, lambda: facts.rank_facts(place, env, library_of(place)))
     middle = (asked_at + time.time()) / 2
-    for answer in answers.values():
-        answer["clock_offset"] = answer["clock"] - middle
-    ranks = [own, *(answers[rank] for rank in sorted(answers))]
+    for rank, answer in answers.items():
+        if rank:
+            answer["clock_offset"] = answer["clock"] - middle
+    ranks = [answers[rank] for rank in sorted(answers)]
     hosts = {int(rank["rank"]): str(rank["host"]) for rank in ranks}
-    trips = others.round_trips(ANSWER_SECS) if place.size > 1 else {}
-    rates = others.transfer_rates(ANSWER_SECS) if place.size > 1 else {}
-    seen, files = _try_data_root(data_root, others)
+    trips = others.round_trips(ANSWER_SECS)
+    rates = others.transfer_rates(ANSWER_SECS)
+    seen, made = _try_data_root(data_root, others)
+    tasks = _run_tasks(place, others, ranks, data_root) if verdicts.is_shared(seen, made) else {}
+    came: list[Received | PeerGone] = []
+    rests = others.ask("rest", ANSWER_SECS, lambda: duty.rest(place, came.append))
     found = [
         *verdicts.world(ranks, launched_size(env)),
         *verdicts.placement(ranks),
         *verdicts.memory(ranks),
         *verdicts.processes(ranks),
+        *verdicts.tasks(tasks, ranks),
+        *verdicts.idle(rests, hosts),
         *verdicts.messages(trips, rates),
-        *verdicts.data_root(data_root, seen, files, hosts),
+        *verdicts.data_root(data_root, seen, made, hosts),
         *(
             Verdict("silence", "fail", f"rank {rank} did not answer in time", "look at its node")
             for rank in sorted(others.silent)
@@ -86,46 +122,55 @@ def _within(deadline_secs: float, act: Callable[[], dict[str, Any]]) -> dict[str
 
 
 def _try_data_root(data_root: str, others: Others) -> tuple[dict[int, dict[str, Any]], dict[str, Any]]:
-    """How the others see what this rank writes, and what the file system can do."""
+    """(how each of the others saw what this rank wrote, or failed to write what this one sees; what the file system can do)."""
     place = os.path.join(data_root, f".doctor-{socket.gethostname()}-{os.getpid()}")
-    mark, content = os.path.join(data_root, f".doctor-{uuid.uuid4().hex}"), uuid.uuid4().hex
-    files = _within(FILES_SECS, lambda: facts.try_files(place))
-    if "error" in files:
-        return {}, files
-    written = _within(FILES_SECS, lambda: facts.write(mark, content))
-    if written:
-        return {}, written
+    made = _within(FILES_SECS, lambda: files.try_files(place))
+    if "error" in made:
+        return {}, made
+    name, content = os.path.join(data_root, f".doctor-{uuid.uuid4().hex}"), uuid.uuid4().hex
+    marks = {rank: f"{name}-{rank}" for rank in range(others.place.size)}
     try:
-        seen = others.ask("see", facts.SEEN_SECS + ANSWER_SECS, path=mark, content=content)
+        written = _within(FILES_SECS, lambda: files.write(marks[0], content))
+        if written:
+            return {}, written
+        seen = others.ask("see", files.SEEN_SECS + ANSWER_SECS, path=marks[0], content=content)
+        asked = {
+            rank: {"path": marks[rank], "content": content} for rank, answer in seen.items() if "error" not in answer
+        }
+        wrote = others.ask_each("write", ANSWER_SECS, asked)
+        for rank, answer in wrote.items():
+            seen[rank] |= {"unwritable": answer["error"]} if answer else {}
+        expected = {rank: marks[rank] for rank, answer in wrote.items() if not answer}
+        for rank in _within(FILES_SECS, lambda: files.see_all(expected, content)).get("unseen", expected):
+            seen[rank]["error"] = "what it wrote is not seen by rank 0"
     finally:
-        os.unlink(mark)
-    return seen, files
+        _within(FILES_SECS, lambda: _remove(marks.values()))
+    return seen, made
 
 
-def table(ranks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The ranks, a line each."""
-    local: dict[str, int] = {}
-    yield f"{'rank':>4} {'host':12} {'local':>5} {'CPUs':14} {'NUMA':6} {'GPUs':>4} {'memory':>9}  limited by"
-    for rank in ranks:
-        number = local[rank["host"]] = local.get(rank["host"], -1) + 1
-        cpus = ",".join(map(str, rank["cpus"])) or "none"
-        numa = ",".join(map(str, rank["numa_nodes"])) or "-"
-        limits = rank["memory_limits"]
-        source = f"{limits[0]['source']} ({limits[0]['bytes'] // MB} MB a node)" if limits else ""
-        memory = f"{rank['memory_bytes'] // MB} MB"
-        shown = cpus if len(cpus) <= 14 else f"{len(rank['cpus'])} CPUs"
-        yield f"{rank['rank']:>4} {rank['host']:12} {number:>5} {shown:14} {numa:6} {len(rank['gpus']):>4} {memory:>9}  {source}"
-    yield f"MPI: {ranks[0]['library'] or 'not started'}; launcher: {ranks[0]['launcher'] if len(ranks) > 1 else 'none'}"
+def _remove(paths: Iterable[str]) -> dict[str, Any]:
+    for path in paths:
+        for each in (path, f"{path}.part"):
+            with contextlib.suppress(OSError):  # not there; or a file system that fails: the verdict says so
+                os.unlink(each)
+    return {}
 
 
-def _show(ranks: Sequence[Mapping[str, Any]], found: Sequence[Verdict], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps({"version": 1, "ranks": ranks, "checks": [asdict(one) for one in found]}, indent=1))
-    else:
-        for line in [*(table(ranks) if ranks else ()), *map(_line, found)]:
-            print(line)
-    sys.stdout.flush()
+def _run_tasks(
+    place: Place, others: Others, ranks: Sequence[Mapping[str, Any]], data_root: str
+) -> dict[int, dict[str, Any]]:
+    """What a task of all that each rank has saw there, by rank."""
+    from smallpond_mpi.cli.doctor import trial  # DuckDB and Arrow, which ranks other than 0 do without
 
-
-def _line(one: Verdict) -> str:
-    return f"{MARK[one.level]} {one.check}: {one.text}" + (f"\n       -> {one.advice}" if one.advice else "")
+    try:
+        with trial.frames(ranks, data_root) as frames:
+            own = frames.pop(0, None)
+            answers = others.ask_each(
+                "task",
+                duty.TRIAL_SECS + ANSWER_SECS,
+                {rank: {"frame": frame} for rank, frame in frames.items()},
+                None if own is None else lambda: duty.run_task(place, own),
+            )
+    except OSError as error:
+        return {0: {"error": str(error)}}
+    return {rank: trial.opened(answer) for rank, answer in answers.items()}

@@ -6,18 +6,22 @@ others   answer until they are told to leave
 
 import json
 import os
+import signal
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from smallpond_mpi.cli.doctor import facts
+from smallpond_mpi.cli.doctor import duty, facts, files
 from smallpond_mpi.common import SmallpondError
 from smallpond_mpi.execution.model import SCHEDULER_RANK, Rank
-from smallpond_mpi.execution.transport import Received
+from smallpond_mpi.execution.transport import PeerGone, Received
 from smallpond_mpi.execution.worker import Place, arrive
 
 LEAVE = "leave"
+START_SECS = 120
+"""For all ranks to meet in MPI_Init, where nothing can interrupt a process but the kernel."""
 POLL_SECS = 0.0002
 ROUND_TRIPS = 20
 FRAME_BYTES = 4 << 20
@@ -35,26 +39,41 @@ class Others:
         """Those that still answer."""
         return [rank for rank in range(1, self.place.size) if rank not in self.silent]
 
-    def ask(self, question: str, deadline_secs: float, **arguments: Any) -> dict[int, dict[str, Any]]:
-        """Ask all at once; their answers."""
-        return self._ask(self.ranks, question, deadline_secs, arguments)
-
-    def _ask(
-        self, ranks: list[int], question: str, deadline_secs: float, arguments: Mapping[str, Any]
+    def ask(
+        self,
+        question: str,
+        deadline_secs: float,
+        own: Callable[[], dict[str, Any]] | None = None,
+        **arguments: Any,
     ) -> dict[int, dict[str, Any]]:
-        frame = json.dumps([question, arguments]).encode()
-        for rank in ranks:
-            self.place.transport.send(Rank(rank), frame)
+        """Ask all at once; their answers. `own` is what rank 0 does meanwhile, its result the answer of rank 0."""
+        return self.ask_each(question, deadline_secs, dict.fromkeys(self.ranks, arguments), own)
+
+    def ask_each(
+        self,
+        question: str,
+        deadline_secs: float,
+        arguments: Mapping[int, Mapping[str, Any]],
+        own: Callable[[], dict[str, Any]] | None = None,
+    ) -> dict[int, dict[str, Any]]:
+        """The same with arguments for each; who is not among them, or silent, isn't asked."""
+        asked = [rank for rank in self.ranks if rank in arguments]
+        for rank in asked:
+            self.place.transport.send(Rank(rank), json.dumps([question, arguments[rank]]).encode())
+        answers = {} if own is None else {int(SCHEDULER_RANK): own()}
+        return answers | self._answers(asked, question, deadline_secs)
+
+    def _answers(self, asked: list[int], question: str, deadline_secs: float) -> dict[int, dict[str, Any]]:
         answers: dict[int, dict[str, Any]] = {}
         deadline = time.monotonic() + deadline_secs
-        while len(answers) < len(ranks) and time.monotonic() < deadline:
+        while len(answers) < len(asked) and time.monotonic() < deadline:
             for news in self.place.transport.poll():
                 if isinstance(news, Received):
-                    asked, answer = json.loads(bytes(news.frame))
-                    if asked == question:  # and not an answer that came too late for an earlier one
+                    answered, answer = json.loads(bytes(news.frame))
+                    if answered == question:  # and not an answer that came too late for an earlier one
                         answers[int(news.source)] = answer
             time.sleep(POLL_SECS)
-        self.silent.update(set(ranks) - answers.keys())
+        self.silent.update(set(asked) - answers.keys())
         return answers
 
     def round_trips(self, deadline_secs: float) -> dict[int, float]:
@@ -64,7 +83,7 @@ class Others:
             taken = []
             for _ in range(ROUND_TRIPS):
                 began = time.perf_counter()
-                if rank in self._ask([rank], "echo", deadline_secs, {}):
+                if rank in self.ask_each("echo", deadline_secs, {rank: {}}):
                     taken.append(time.perf_counter() - began)
                 else:
                     break
@@ -77,8 +96,7 @@ class Others:
         rates: dict[int, float] = {}
         for rank in self.ranks:
             began = time.perf_counter()
-            answer = self._ask([rank], "echo", deadline_secs, {"text": "x" * FRAME_BYTES})
-            if answer:
+            if rank in self.ask_each("echo", deadline_secs, {rank: {"text": "x" * FRAME_BYTES}}):
                 rates[rank] = 2 * FRAME_BYTES / (time.perf_counter() - began)
         return rates
 
@@ -97,31 +115,41 @@ def library_of(place: Place) -> str:
     return library_version()
 
 
-def answering(place: Place, env: Mapping[str, str]) -> dict[str, Callable[..., dict[str, Any]]]:
-    """What a rank can be asked."""
+def answering(
+    place: Place, env: Mapping[str, str], keep: Callable[[Received | PeerGone], None]
+) -> dict[str, Callable[..., dict[str, Any]]]:
+    """What a rank can be asked. `keep` takes what comes while it answers."""
     return {
         "echo": lambda text="": {"text": text},
         "facts": lambda: facts.rank_facts(place, env, library_of(place)),
-        "see": facts.see,
-        "write": facts.write,
+        "see": files.see,
+        "write": files.write,
+        "task": lambda frame: duty.run_task(place, frame),
+        "rest": lambda: duty.rest(place, keep),
     }
 
 
 def serve(env: Mapping[str, str]) -> NoReturn:
     """Be a rank other than 0 of a doctor."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(2 * START_SECS)  # rank 0, which speaks for all, has given up by then
     try:
         place = arrive(env)
     except SmallpondError:
         os._exit(
             0
         )  # rank 0 meets the same, says so, and fails: a launcher may end it when another has failed before it spoke
-    questions = answering(place, env)
+    signal.alarm(0)
+    backlog: deque[Received | PeerGone] = deque()
+    questions = answering(place, env, backlog.append)
     launcher = os.getppid()
     is_over = False
     while not is_over and os.getppid() == launcher:
-        for news in place.transport.poll():
+        backlog.extend(place.transport.poll())
+        while backlog and not is_over:
+            news = backlog.popleft()
             if not isinstance(news, Received):
-                is_over = is_over or news.peer == SCHEDULER_RANK
+                is_over = news.peer == SCHEDULER_RANK
                 continue
             question, arguments = json.loads(bytes(news.frame))
             if question == LEAVE:
@@ -130,7 +158,6 @@ def serve(env: Mapping[str, str]) -> NoReturn:
                 answer = questions[question](**arguments)
                 place.transport.send(SCHEDULER_RANK, json.dumps([question, answer]).encode())
         time.sleep(POLL_SECS)
-    place.server.close(1.0)
-    place.transport.finalize(10.0)
+    place.leave()
     place.transport.leave(0)
     os._exit(0)
