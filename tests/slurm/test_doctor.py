@@ -15,8 +15,6 @@ from tests.slurm.test_launches import SRUN, WRONG_SRUN
 LAUNCH = f"{SRUN} -n3" if is_open_mpi() else "mpirun -n 3 -ppn 1"
 """MPICH's exchange of addresses over Slurm's pmi2 fails now and then in MPI_Init ("value not properly terminated"), which is not the doctor's matter."""
 
-MOUNT = "srun --mpi=none --overlap --mem=0"
-
 pytestmark = pytest.mark.skipif(launcher() is None, reason="no mpirun beside this python")
 
 
@@ -36,6 +34,7 @@ OF_THE_MACHINE = {"messages", "other work", "clocks"}
 
 def checks(text: str) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
     """(ranks, check → its levels) of what `--json` printed."""
+    assert "{" in text, text
     told = json.loads(text[text.index("{") : text.rindex("}") + 1])
     levels: dict[str, list[str]] = {}
     for check in told["checks"]:
@@ -63,27 +62,38 @@ def test_green_on_three_nodes(cluster: Cluster, shared: Path) -> None:
     assert not list((shared / "root").iterdir()), "it leaves nothing"
 
 
+MOUNTS = """
+set -e
+mkdir -p /tmp/ro /tmp/view
+mount -t tmpfs -o ro tmpfs /tmp/ro
+mount --bind "$1" /tmp/view
+if [ $(hostname) = n2 ]; then mount -o remount,ro,bind /tmp/view; fi
+"""
+"""Run on each node: /tmp/ro is read-only everywhere, /tmp/view is shared by all and can't be written on n2."""
+
+
 def test_data_roots_that_are_none(cluster: Cluster, shared: Path) -> None:
-    unshared, read_only, read_only_there = said(
-        cluster,
-        shared,
-        [
-            f"{LAUNCH} {DOCTOR} /tmp/of-this-node",
-            # as a file system that is mounted read-only: on all nodes, and on all but that of rank 0
-            f"{MOUNT} -N3 --ntasks-per-node=1 bash -c 'mkdir -p /tmp/ro && mount -t tmpfs -o ro tmpfs /tmp/ro'; {LAUNCH} {DOCTOR} /tmp/ro/root; "
-            f"{MOUNT} -N3 --ntasks-per-node=1 umount /tmp/ro",
-            f"{MOUNT} -w n2 -N1 -n1 bash -c 'mkdir -p /tmp/view {shared}/seen && mount --bind {shared}/seen /tmp/view && mount -o remount,ro,bind /tmp/view'; "
-            f"{MOUNT} -w n1,n3 -N2 --ntasks-per-node=1 bash -c 'mkdir -p /tmp/view {shared}/seen && mount --bind {shared}/seen /tmp/view'; "
-            f"{LAUNCH} {DOCTOR} /tmp/view; {MOUNT} -N3 --ntasks-per-node=1 umount /tmp/view",
-        ],
-        ["-N3", "--ntasks-per-node=1", "--mem=1000"],
+    (shared / "view").mkdir()
+    (shared / "mounts.sh").write_text(MOUNTS)
+    each = "srun --mpi=none -N3 --ntasks-per-node=1"
+    lines = [
+        f"{each} bash mounts.sh {shared}/view",
+        f"{LAUNCH} {DOCTOR} /tmp/of-this-node",
+        f"{DOCTOR} /tmp/ro/root",
+        f"{LAUNCH} {DOCTOR} /tmp/view",
+        f"{each} umount /tmp/ro /tmp/view",
+    ]
+    mounted, unshared, read_only, read_only_there, _ = said(
+        cluster, shared, lines, ["-N3", "--ntasks-per-node=1", "--mem=1000"]
     )
+    assert mounted[0] == 0, mounted[1]
     assert "FAIL data root: /tmp/of-this-node is not the same directory on n2, n3" in unshared[1]
     assert "FAIL data root: /tmp/ro/root can't be written: [Errno 30] Read-only file system" in read_only[1]
     assert "-> give another one by --data-root" in read_only[1]
     assert "FAIL data root: /tmp/view can't be written on n2: [Errno 30] Read-only file system" in read_only_there[1]
-    for _, text in (unshared, read_only, read_only_there):
-        assert text.count("FAIL") == 1, text
+    for code, text in (unshared, read_only, read_only_there):
+        assert (code, text.count("FAIL")) == (1, 1), text
+    assert not list((shared / "view").iterdir()), "it leaves nothing"
 
 
 @pytest.mark.parametrize("launch", [WRONG_SRUN, "srun --mpi=none"])
