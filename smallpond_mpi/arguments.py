@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from smallpond_mpi.common import InvalidArgument, WrongType
+from smallpond_mpi.io.resolve import without_scheme
 
 if TYPE_CHECKING:
     import pyarrow as arrow
@@ -26,7 +27,7 @@ def absolute_path(path: Any, name: str = "path") -> str:
     """One path, as above."""
     if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
         raise WrongType(f"{name} must be a path, not {shown(path)}")
-    text = os.fspath(path)
+    text = without_scheme(os.fspath(path))
     if not text:
         raise InvalidArgument(f"{name} is empty")
     return text if "://" in text else os.path.abspath(os.path.expanduser(text))
@@ -111,10 +112,16 @@ def table_of_items(items: Any) -> "arrow.Table":
     rows = [item if isinstance(item, dict) else {"item": item} for item in items]
     if not rows:
         return arrow.table({"item": arrow.nulls(0)})
-    try:
-        return arrow.Table.from_pylist(rows)
-    except (arrow.ArrowInvalid, arrow.ArrowTypeError, arrow.ArrowNotImplementedError, OverflowError) as error:
-        raise InvalidArgument(f"from_items: the values of a column must have one type: {error}") from error
+    names = list(dict.fromkeys(name for row in rows for name in row))  # of all rows: what the first lacks must not be lost
+    if not names or not all(isinstance(name, str) for name in names):
+        raise InvalidArgument(f"from_items: the keys of dicts are names of columns, and must be texts: {shown(rows[0])}")
+    columns = {}
+    for name in names:
+        try:
+            columns[name] = arrow.array([row.get(name) for row in rows])
+        except (arrow.ArrowInvalid, arrow.ArrowTypeError, arrow.ArrowNotImplementedError, OverflowError) as error:
+            raise InvalidArgument(f"from_items: the values of column {name!r} must have one type: {error}") from error
+    return arrow.table(columns)
 
 
 def table_of_arrow(table: Any) -> "arrow.Table":
@@ -129,11 +136,21 @@ def table_of_arrow(table: Any) -> "arrow.Table":
 
 
 def frame_of_pandas(df: Any) -> Any:
-    """A pandas frame."""
+    """A pandas frame that a table can be made of."""
     import pandas as pd
+    import pyarrow as arrow
 
     if not isinstance(df, pd.DataFrame):
         raise WrongType(f"from_pandas needs a pandas.DataFrame, not {shown(df)}")
+    if not len(df.columns):
+        raise InvalidArgument("from_pandas: the frame has no columns")
+    try:
+        arrow.Schema.from_pandas(df, preserve_index=False)
+    except (arrow.ArrowInvalid, arrow.ArrowTypeError, arrow.ArrowNotImplementedError, OverflowError) as error:
+        reason = "; ".join(map(str, error.args))
+        raise InvalidArgument(f"from_pandas: the values of a column must have one type: {reason}") from error
+    except ValueError as error:  # two columns of one name
+        raise InvalidArgument(f"from_pandas: {error}") from error
     return df
 
 

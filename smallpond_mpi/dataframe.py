@@ -1,7 +1,10 @@
 """DataFrame: a lazy table, cut into partitions. Each operation makes a node of the logical plan; `compute` and what needs rows run it."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+import duckdb
 
 from smallpond_mpi import arguments
 from smallpond_mpi.common import DATA_PARTITION_COLUMN_NAME, DEFAULT_BATCH_SIZE, InvalidArgument, WrongType
@@ -29,7 +32,7 @@ from smallpond_mpi.logical.node import (
 )
 from smallpond_mpi.logical.node.sort import cut_for_sort
 from smallpond_mpi.logical.relational import check_sort_keys, check_values, checked, there
-from smallpond_mpi.logical.schema import schema_of
+from smallpond_mpi.logical.schema import forget, schema_of
 from smallpond_mpi.results import Results, reading_rows_of
 from smallpond_mpi.rows import ExplodeRows, FilterRows, MapBatches, MapRows, ShuffleRows
 from smallpond_mpi.session import SessionBase
@@ -72,20 +75,23 @@ class Session(SessionBase):
         union_by_name: bool = False,
     ) -> "DataFrame":
         """Parquet files, patterns or directories; `union_by_name` lets files have different columns."""
-        return self._source(
-            ParquetDataSet(
-                arguments.absolute_paths(paths),
-                recursive=recursive,
-                columns=None if columns is None else arguments.texts(columns, "columns"),
-                union_by_name=union_by_name,
-            )
-        )
+        dataset = ParquetDataSet(arguments.absolute_paths(paths), recursive=recursive, union_by_name=union_by_name)
+        frame = self._source(dataset)
+        if columns is not None:
+            dataset.columns = there(arguments.texts(columns, "columns"), schema_of(frame.plan), "columns")
+            forget(frame.plan)
+        return frame
 
     def read_json(self, paths: str | list[str], schema: dict[str, str] | None = None) -> "DataFrame":
-        """Newline-delimited JSON files; `schema` gives the DuckDB type of each column. None: DuckDB finds them in the first rows."""
+        """Files of JSON objects, one a line; `schema` gives the DuckDB type of each column.
+
+        None: DuckDB finds them in the first rows, and whether the objects are one a line, in an array, or one after the other.
+        """
         files = arguments.absolute_paths(paths)
-        columns = json_schema(files).schema if schema is None else arguments.column_types(schema)
-        return self._source(JsonDataSet(files, columns))
+        if schema is None:
+            found = json_schema(files)
+            return self._source(JsonDataSet(files, found.schema, format=found.format))
+        return self._source(JsonDataSet(files, arguments.column_types(schema)))
 
     def from_items(self, items: list[Any]) -> "DataFrame":
         """Rows from a list: dicts are rows, anything else becomes the column `item`."""
@@ -113,9 +119,13 @@ class Session(SessionBase):
 
     def partial_sql(self, query: str, *inputs: "DataFrame", **kwargs: Any) -> "DataFrame":
         """Run a query on each partition: `{0}`, `{1}`, … are the inputs, paired by partition. Settings as SqlEngineNode."""
-        return self._frame(
+        made = self._frame(
             SqlEngineNode, tuple(map(_plan_of, inputs)), sql_query=arguments.texts(query, "query"), **kwargs
         )
+        assert isinstance(made.plan, SqlEngineNode)
+        with suppress(duckdb.Error, OSError):  # about what only a task can know: files, extensions
+            checked(made.plan)
+        return made
 
     def wait(self, *dfs: "DataFrame") -> None:
         """Compute all of them, side by side."""

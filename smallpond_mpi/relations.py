@@ -16,7 +16,7 @@ from smallpond_mpi.logical.dataset import DataSet
 from smallpond_mpi.logical.dataset.quoting import quote_name
 from smallpond_mpi.logical.expressions import Expression, expressions, template
 from smallpond_mpi.logical.node import Node, SqlEngineNode
-from smallpond_mpi.logical.schema import Schema, arrow_schema, no_column, remember, schema_of, schema_of_dataset
+from smallpond_mpi.logical.schema import Schema, arrow_schema, no_column, place_of, remember, schema_of, schema_of_dataset
 
 if TYPE_CHECKING:
     import pyarrow as arrow
@@ -160,7 +160,7 @@ class Relations:
             return None
         for name in names:
             if name.lower() not in {column.lower() for column in schema}:
-                raise ColumnNotFound(no_column(name, schema))
+                raise ColumnNotFound(f"{no_column(name, schema)}{place_of()}")
         return list(schema)
 
     def _of(self, node: Node) -> "DataFrame":

@@ -6,7 +6,7 @@ type as that of the next, and 2 GiB of text must fit in one chunk.
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,19 +44,47 @@ def convert_type_to_large(type_: pa.DataType) -> pa.DataType:
         return pa.large_string()
     if pa.types.is_binary(type_) or pa.types.is_binary_view(type_):
         return pa.large_binary()
+    return _within(type_, convert_type_to_large)
+
+
+def _within(type_: pa.DataType, convert: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
+    """A type whose parts are converted; one without parts as it is."""
+
+    def of_field(field: pa.Field) -> pa.Field:
+        return field.with_type(convert(field.type))
+
     if pa.types.is_dictionary(type_):
-        return pa.dictionary(type_.index_type, convert_type_to_large(type_.value_type), type_.ordered)
+        return pa.dictionary(type_.index_type, convert(type_.value_type), type_.ordered)
     if pa.types.is_map(type_):
-        return pa.map_(convert_field(type_.key_field), convert_field(type_.item_field), type_.keys_sorted)
+        return pa.map_(of_field(type_.key_field), of_field(type_.item_field), type_.keys_sorted)
     if pa.types.is_struct(type_):
-        return pa.struct([convert_field(type_.field(i)) for i in range(type_.num_fields)])
+        return pa.struct([of_field(type_.field(i)) for i in range(type_.num_fields)])
     if pa.types.is_fixed_size_list(type_):
-        return pa.list_(convert_field(type_.value_field), type_.list_size)
+        return pa.list_(of_field(type_.value_field), type_.list_size)
     if pa.types.is_large_list(type_):
-        return pa.large_list(convert_field(type_.value_field))
+        return pa.large_list(of_field(type_.value_field))
     if pa.types.is_list(type_):
-        return pa.list_(convert_field(type_.value_field))
+        return pa.list_(of_field(type_.value_field))
     return type_
+
+
+def durations_in_micros(table: pa.Table) -> pa.Table:
+    """A table as it is stored: Parquet holds durations as integers, which mean microseconds to SQL, whatever unit they had.
+
+    Raises:
+        InvalidArgument: a duration is finer than that, or longer than 292,000 years.
+    """
+
+    def in_micros(type_: pa.DataType) -> pa.DataType:
+        return pa.duration("us") if pa.types.is_duration(type_) else _within(type_, in_micros)
+
+    schema = pa.schema([field.with_type(in_micros(field.type)) for field in table.schema], table.schema.metadata)
+    if schema.equals(table.schema):
+        return table
+    try:
+        return cast_table(table, schema)
+    except pa.ArrowInvalid as error:
+        raise InvalidArgument(f"durations are kept in microseconds, and one can't be: {error}") from error
 
 
 def convert_field(field: pa.Field) -> pa.Field:

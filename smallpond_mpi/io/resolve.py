@@ -10,6 +10,7 @@ from smallpond_mpi.common import InputNotFound
 
 MAGIC = re.compile(r"[*?\[]")
 RECURSIVE = "**"
+FILE_URL = re.compile(r"file:(?://(?:localhost)?)?(?=/)", re.IGNORECASE)
 
 
 def has_magic(s: str) -> bool:
@@ -22,8 +23,14 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
+def without_scheme(path: str) -> str:
+    """A `file:` URL as the path that it is (as it stands there: `%20` is no space, as in Spark and fsspec); others stay."""
+    return FILE_URL.sub("", path, count=1) if FILE_URL.match(path) else path
+
+
 def absolute(path: str, root_dir: str) -> str:
     """A path or pattern below `root_dir`, unless it is absolute already."""
+    path = without_scheme(path)
     return path if is_url(path) or os.path.isabs(path) else os.path.normpath(os.path.join(root_dir, path))
 
 
@@ -34,7 +41,7 @@ def resolve(paths: Sequence[str], recursive: bool = False) -> list[str]:
     not), and every path with `recursive`. Raises InputNotFound for a pattern that matches nothing.
     """
     files: list[str] = []
-    for path in paths:
+    for path in map(without_scheme, paths):
         if is_url(path):
             files.append(path)
         elif has_magic(path):

@@ -25,7 +25,7 @@ from smallpond_mpi.logical.node.base import Node, shapes, topological
 from smallpond_mpi.logical.node.keyed import KeyedSqlNode, Side
 from smallpond_mpi.logical.node.reshape import ConsolidateNode, UnionNode
 from smallpond_mpi.logical.node.sql import SqlEngineNode
-from smallpond_mpi.logical.schema import Schema, bound, bound_query, no_column, refuse_twice, schema_of
+from smallpond_mpi.logical.schema import Schema, bound, bound_query, no_column, place_of, refuse_twice, schema_of
 
 SqlNode = TypeVar("SqlNode", bound=SqlEngineNode)
 
@@ -64,13 +64,13 @@ def selected(
     trees = [item.tree for item in items]
     if any(map(aggregates_in, trees)):
         raise InvalidArgument(
-            f"{method} works row by row: for {items_shown(items, aggregates_in)} use group_by(...).agg(...)"
+            f"{method} works row by row: for {items_shown(items, aggregates_in)} use group_by(...).agg(...){place_of()}"
         )
     windows = windows_in(trees)
     if windows:
         raise InvalidArgument(
             f"{items_shown(items, lambda tree: windows_in([tree]))} looks at several rows: use with_columns(..., key=...), where key "
-            "names the columns that it is partitioned by"
+            f"names the columns that it is partitioned by{place_of()}"
         )
     return by_row(node, template(", ".join(item.selected for item in items)), is_by_row(trees), settings)
 
@@ -92,7 +92,7 @@ def with_columns(
     if any(item.alias is None or item.is_star for item in items):
         unnamed = next(item for item in items if item.alias is None or item.is_star)
         raise InvalidArgument(
-            f"with_columns: say what the column {unnamed.sql!r} is called, such as name={unnamed.sql!r}"
+            f"with_columns: say what the column {unnamed.sql!r} is called, such as name={unnamed.sql!r}{place_of()}"
         )
     trees = [item.tree for item in items]
     windows = windows_in(trees)
@@ -102,7 +102,7 @@ def with_columns(
         if any(map(aggregates_in, trees)):
             raise InvalidArgument(
                 f"with_columns works row by row: make {items_shown(items, aggregates_in)} a window function (... over (partition by ...)), "
-                "or use group_by(...).agg(...)"
+                f"or use group_by(...).agg(...){place_of()}"
             )
         by_rows = by_row(node, select_list, is_by_row(trees), settings)
         by_rows.select_list = named
@@ -118,7 +118,7 @@ def _exact(items: Sequence[Expression], node: Node) -> list[Expression]:
     """The expressions with sums of integers as BIGINT, see `_without_hugeints`."""
     schema = schema_of(node)
     numbered = [Expression(item.tree, f"c{number}") for number, item in enumerate(items)]
-    found = bound_query(f"SELECT {template(_named(numbered))} FROM {{0}}", [schema], node)
+    found = bound_query(f"SELECT {template(_named(numbered))} FROM {{0}}", [schema])
     if found is None:
         return list(items)
     return [
@@ -155,7 +155,7 @@ def _window_key(windows: Sequence[Any], key: Sequence[str] | None) -> Sequence[s
         if not shared:
             raise InvalidArgument(
                 "window functions need rows that belong together: partition all of them by a common column (over (partition by ...)), or "
-                "say key=[] to bring all rows into one partition"
+                f"say key=[] to bring all rows into one partition{place_of()}"
             )
         return shared
     lowered = [{name.lower() for name in names} for names in plain]
@@ -163,7 +163,7 @@ def _window_key(windows: Sequence[Any], key: Sequence[str] | None) -> Sequence[s
         if not {name.lower() for name in key} <= names:
             raise InvalidArgument(
                 f"a window function is not partitioned by its key: write over (partition by {', '.join(key)} ...), or key=[] to bring all "
-                "rows into one partition"
+                f"rows into one partition{place_of()}"
             )
     return key
 
@@ -221,7 +221,7 @@ def there(names: Iterable[str], schema: Schema | None, what: str) -> list[str]:
     written = {name.lower(): name for name in schema}
     for name in names:
         if name.lower() not in written:
-            raise ColumnNotFound(f"{what}: {no_column(name, schema)}")
+            raise ColumnNotFound(f"{what}: {no_column(name, schema)}{place_of()}")
     return [name if name in schema else written[name.lower()] for name in names]
 
 
@@ -235,9 +235,11 @@ def check_sort_keys(node: Node, keys: Sequence[SortKey]) -> None:
     if schema is None:
         return
     columns = list(schema)
-    check_values(
-        node, [key.expression(columns) for key in (key.among(columns) for key in keys) if key.by not in columns]
-    )
+    try:
+        directed = [key.among(columns) for key in keys]
+    except ColumnNotFound as error:
+        raise ColumnNotFound(f"{error}{place_of()}") from None
+    check_values(node, [key.expression(columns) for key in directed if key.by not in columns])
 
 
 def check_values(node: Node, values: Sequence[str]) -> None:
@@ -264,7 +266,7 @@ def _check_comparable(pairs: Iterable[tuple[str, str]], left: Schema | None, rig
         if canonical_type(kinds[0]) != canonical_type(kinds[1]):
             raise InvalidArgument(
                 f"the keys {one!r} ({kinds[0]}) and {other!r} ({kinds[1]}) are of different kinds: cast one of them before the join, such "
-                f"as with_columns({one}='{one}::{kinds[1]}')"
+                f"as with_columns({one}='{one}::{kinds[1]}'){place_of()}"
             )
 
 
@@ -286,6 +288,11 @@ def _joined_columns(
         if name.lower() in lowered:
             continue
         given = f"{name}{suffix}" if name.lower() in taken else name
+        if given != name and given.lower() in taken:
+            raise InvalidArgument(
+                f"both tables have a column {name!r}, and there is one called {given!r} already: give the join another suffix=, or rename or "
+                f"drop one of them{place_of()}"
+            )
         found.append((f"__r.{quote_name(name)}", given))
     refuse_twice([name for _, name in found], node)
     return {name: template(f"{sql} AS {quote_name(name)}") for sql, name in found}
@@ -320,10 +327,11 @@ def aggregated(
     for item in aggregates:
         if not aggregates_in(item.tree) or (item.is_star and not aggregates_in(item.tree)):
             raise InvalidArgument(
-                f"agg: {item.sql!r} is no aggregate: use such as sum(...), or make it a key of the group"
+                f"agg: {item.sql!r} is no aggregate: use such as sum(...), or make it a key of the group{place_of()}"
             )
     names = [item.name for item in (*keys, *aggregates)]
     refuse_twice(names, node)
+    check_values(node, [item.sql for item in keys])  # DuckDB takes a key that isn't there for its own alias
     schema = schema_of(node)
     count = len(keys)
     groups = f" GROUP BY {', '.join(str(number + 1) for number in range(count))}" if count else ""

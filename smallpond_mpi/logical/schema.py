@@ -32,7 +32,7 @@ from smallpond_mpi.logical.dataset import (
     SqlQueryDataSet,
 )
 from smallpond_mpi.logical.dataset.quoting import quote_name
-from smallpond_mpi.logical.node.base import Node, shapes, topological
+from smallpond_mpi.logical.node.base import Node, shapes, topological, user_location
 from smallpond_mpi.logical.node.compute import ArrowComputeNode
 from smallpond_mpi.logical.node.hash_partition import HashPartitionNode
 from smallpond_mpi.logical.node.keyed import KeyedSqlNode
@@ -65,7 +65,8 @@ def scratch(alone: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def _new_instance() -> duckdb.DuckDBPyConnection:
-    return duckdb.connect(":memory:", config={"threads": 1})
+    # a table that is not there is none, not some variable of ours
+    return duckdb.connect(":memory:", config={"threads": 1, "python_enable_replacements": False})
 
 
 class _Binder:
@@ -365,14 +366,14 @@ def refuse_twice(names: Iterable[str], node: Node | None) -> None:
     seen: dict[str, str] = {}
     for name in names:
         if name.lower() in seen:
-            where = "" if node is None else f" ({type(node).__name__} at {node.location})"
             first = seen[name.lower()]
             raise InvalidArgument(
-                f"two columns would be called {first!r} and {name!r}: give one of them another name{where}"
+                f"two columns would be called {first!r} and {name!r}: give one of them another name{place_of(node)}"
             )
         seen[name.lower()] = name
 
 
+INPUT = re.compile(r"\{(\d+)\}")
 NO_COLUMN = re.compile(
     r'Referenced column "(?P<a>(?:[^"]|"")+)" not found'
     r'|does not have a column named "(?P<b>(?:[^"]|"")+)"'
@@ -382,14 +383,22 @@ NO_COLUMN = re.compile(
 
 def told(error: Exception, query: str, schemas: Sequence[Schema], node: Node | None) -> BadInput:
     """A binder's error, with the columns that there are and the line of the user's script."""
-    where = "" if node is None else f" ({type(node).__name__} at {node.location})"
+    where = place_of(node)
     text = str(error)
     found = NO_COLUMN.search(text)
     if found is not None:
         name = next(part for part in found.groups() if part is not None).replace('""', '"')
         columns = [column for schema in schemas for column in schema]
         return UnknownColumn(f"{no_column(name, columns)}{where}\nin the query: {query}")
+    beyond = next((one for one in INPUT.findall(query) if int(one) >= len(schemas)), None)
+    if beyond is not None and isinstance(error, duckdb.ParserException):
+        text = f"{{{beyond}}} is no input: there are {len(schemas)}, from {{0}} on; {text}"
     return InvalidQuery(f"{text}{where}\nin the query: {query}")
+
+
+def place_of(node: Node | None = None) -> str:
+    """Where in the user's script a node was made, to end a message with; without one: where the script is now."""
+    return f" (at {user_location(None)})" if node is None else f" ({type(node).__name__} at {node.location})"
 
 
 def no_column(name: str, columns: Iterable[str]) -> str:

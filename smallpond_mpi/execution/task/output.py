@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from smallpond_mpi.common import DEFAULT_ROW_GROUP_SIZE, DataRootUnusable, InvalidArgument, SmallpondError
 from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin, struct_literal
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
-from smallpond_mpi.io.arrow import dump_to_parquet_files
+from smallpond_mpi.io.arrow import dump_to_parquet_files, durations_in_micros
 from smallpond_mpi.io.parquet import FileFacts, read_footer
 from smallpond_mpi.logical.dataset import ParquetDataSet
 from smallpond_mpi.logical.dataset.quoting import quote_text
@@ -128,6 +128,7 @@ def write_table(task: "Task", table: "pa.Table") -> list[FileFacts]:
     """
     if not table.num_columns and not table.num_rows:
         return []
+    table = durations_in_micros(table)
     metadata = {**(table.schema.metadata or {}), **task.parquet_kv_metadata_bytes()}
     with write_errors_told():
         return dump_to_parquet_files(
@@ -143,11 +144,12 @@ def write_table(task: "Task", table: "pa.Table") -> list[FileFacts]:
 def copy_dataset(task: "Task", dataset: "DataSet", filename: str) -> ParquetDataSet:
     """The rows of any dataset as one file of the running attempt, batch by batch."""
     reader = dataset.to_batch_reader()
-    schema = reader.schema.with_metadata({**(reader.schema.metadata or {}), **task.parquet_kv_metadata_bytes()})
+    given = durations_in_micros(reader.schema.empty_table()).schema
+    schema = given.with_metadata({**(given.metadata or {}), **task.parquet_kv_metadata_bytes()})
     path = os.path.join(task.runtime_output_abspath, filename)
     with pq.ParquetWriter(path, schema, compression="ZSTD", compression_level=3) as writer:
         for table in tables_of(reader, DEFAULT_ROW_GROUP_SIZE):
-            writer.write_table(table.cast(schema), row_group_size=DEFAULT_ROW_GROUP_SIZE)
+            writer.write_table(durations_in_micros(table).cast(schema), row_group_size=DEFAULT_ROW_GROUP_SIZE)
     return written_dataset(task, [replace(read_footer(path).facts, file_bytes=os.path.getsize(path))])
 
 

@@ -37,7 +37,7 @@ from smallpond_mpi.execution.task.output import (
 )
 from smallpond_mpi.execution.task.partition import Inputs
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
-from smallpond_mpi.io.arrow import CODECS_WITH_LEVELS, facts_of_written
+from smallpond_mpi.io.arrow import CODECS_WITH_LEVELS, durations_in_micros, facts_of_written
 from smallpond_mpi.io.filesystem import link_or_copy
 from smallpond_mpi.io.parquet import FileFacts
 from smallpond_mpi.logical.dataset import ParquetDataSet
@@ -324,6 +324,7 @@ class StreamWriter:
         """
         if not table.num_columns and not table.num_rows:
             return  # an input without rows, of which nothing says what would be made of it
+        table = durations_in_micros(table)
         if self._schema is None:
             metadata = {**(table.schema.metadata or {}), **self._task.parquet_kv_metadata_bytes()}
             self._schema = table.schema.with_metadata(metadata)

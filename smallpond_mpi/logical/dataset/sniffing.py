@@ -1,7 +1,7 @@
 """The schema of CSV and JSON files, found by DuckDB where the user gives none: from the first rows of some of the files."""
 
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 
 import duckdb
@@ -14,15 +14,19 @@ from smallpond_mpi.logical.dataset.quoting import quote_path, quote_paths, quote
 
 MAX_FILES = 16
 """Files that are looked into."""
+LAYOUTS = ("newline_delimited", "array", "unstructured")
+NO_OBJECTS = "json"
+"""What DuckDB calls the one column of values that are no objects."""
 ISO_FORMATS = (None, "", "%Y-%m-%d", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S.%f")
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """DuckDB type of each column, in order, and for CSV whether the first line names them."""
+    """DuckDB type of each column, in order; for CSV whether the first line names them, for JSON how the objects are laid out."""
 
     schema: dict[str, str]
     header: bool = False
+    format: str = ""
 
 
 def csv_schema(paths: Sequence[str], delim: str, header: bool | None) -> Found:
@@ -44,16 +48,36 @@ def csv_schema(paths: Sequence[str], delim: str, header: bool | None) -> Found:
 
 
 def json_schema(paths: Sequence[str]) -> Found:
-    """What files of JSON objects, one a line, hold.
+    """What files of JSON objects hold: one a line, or in an array, or one after the other.
 
     Raises:
         InputNotFound: there is no file. CorruptInput: no columns can be found in it.
     """
     files = _files(paths)
+    first, *others = LAYOUTS
+    try:
+        found = _json_columns(files, first)
+    except CorruptInput:
+        return _json_of_layouts(files, others) or _json_columns(files, first)
+    has_objects = list(found.schema) != [NO_OBJECTS]
+    return found if has_objects else _json_of_layouts(files, others) or found
+
+
+def _json_of_layouts(files: Sequence[str], layouts: Sequence[str]) -> Found | None:
+    """What the files hold in the first layout in which they hold objects."""
+    for layout in layouts:
+        with suppress(CorruptInput):
+            found = _json_columns(files, layout)
+            if list(found.schema) != [NO_OBJECTS]:
+                return found
+    return None
+
+
+def _json_columns(files: Sequence[str], layout: str) -> Found:
     with closing(connect(1)) as conn:
-        options = "format = 'newline_delimited', hive_partitioning = false"
+        options = f"format = {quote_text(layout)}, hive_partitioning = false"
         columns = _rows(conn, f"DESCRIBE SELECT * FROM read_json({quote_paths(files)}, {options})", files[0])
-    return Found({str(name): str(kind) for name, kind, *_ in columns})
+    return Found({str(name): str(kind) for name, kind, *_ in columns}, format=layout)
 
 
 def _files(paths: Sequence[str]) -> list[str]:
