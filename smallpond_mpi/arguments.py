@@ -112,9 +112,13 @@ def table_of_items(items: Any) -> "arrow.Table":
     rows = [item if isinstance(item, dict) else {"item": item} for item in items]
     if not rows:
         return arrow.table({"item": arrow.nulls(0)})
-    names = list(dict.fromkeys(name for row in rows for name in row))  # of all rows: what the first lacks must not be lost
+    names = list(
+        dict.fromkeys(name for row in rows for name in row)
+    )  # of all rows: what the first lacks must not be lost
     if not names or not all(isinstance(name, str) for name in names):
-        raise InvalidArgument(f"from_items: the keys of dicts are names of columns, and must be texts: {shown(rows[0])}")
+        raise InvalidArgument(
+            f"from_items: the keys of dicts are names of columns, and must be texts: {shown(rows[0])}"
+        )
     columns = {}
     for name in names:
         try:
@@ -144,13 +148,17 @@ def frame_of_pandas(df: Any) -> Any:
         raise WrongType(f"from_pandas needs a pandas.DataFrame, not {shown(df)}")
     if not len(df.columns):
         raise InvalidArgument("from_pandas: the frame has no columns")
-    try:
-        arrow.Schema.from_pandas(df, preserve_index=False)
-    except (arrow.ArrowInvalid, arrow.ArrowTypeError, arrow.ArrowNotImplementedError, OverflowError) as error:
-        reason = "; ".join(map(str, error.args))
-        raise InvalidArgument(f"from_pandas: the values of a column must have one type: {reason}") from error
-    except ValueError as error:  # two columns of one name
-        raise InvalidArgument(f"from_pandas: {error}") from error
+    if not df.columns.is_unique:
+        twice = ", ".join(map(repr, df.columns[df.columns.duplicated()].unique()))
+        raise InvalidArgument(f"from_pandas: there are several columns {twice}: rename them")
+    for name, kind in zip(df.columns, df.dtypes, strict=True):
+        if kind == object:  # the values of any other kind have one type
+            try:
+                arrow.array(df[name], from_pandas=True)
+            except (arrow.ArrowInvalid, arrow.ArrowTypeError, arrow.ArrowNotImplementedError, OverflowError) as error:
+                raise InvalidArgument(
+                    f"from_pandas: the values of column {name!r} must have one type: {error}"
+                ) from error
     return df
 
 

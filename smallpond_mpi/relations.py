@@ -16,7 +16,15 @@ from smallpond_mpi.logical.dataset import DataSet
 from smallpond_mpi.logical.dataset.quoting import quote_name
 from smallpond_mpi.logical.expressions import Expression, expressions, template
 from smallpond_mpi.logical.node import Node, SqlEngineNode
-from smallpond_mpi.logical.schema import Schema, arrow_schema, no_column, place_of, remember, schema_of, schema_of_dataset
+from smallpond_mpi.logical.schema import (
+    Schema,
+    arrow_schema,
+    no_column,
+    place_of,
+    remember,
+    schema_of,
+    schema_of_dataset,
+)
 
 if TYPE_CHECKING:
     import pyarrow as arrow

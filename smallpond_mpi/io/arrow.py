@@ -68,17 +68,22 @@ def _within(type_: pa.DataType, convert: Callable[[pa.DataType], pa.DataType]) -
     return type_
 
 
+def with_durations_as(schema: pa.Schema, kind: pa.DataType) -> pa.Schema:
+    """A schema with another type in place of durations, at any depth."""
+
+    def convert(type_: pa.DataType) -> pa.DataType:
+        return kind if pa.types.is_duration(type_) else _within(type_, convert)
+
+    return pa.schema([field.with_type(convert(field.type)) for field in schema], schema.metadata)
+
+
 def durations_in_micros(table: pa.Table) -> pa.Table:
     """A table as it is stored: Parquet holds durations as integers, which mean microseconds to SQL, whatever unit they had.
 
     Raises:
         InvalidArgument: a duration is finer than that, or longer than 292,000 years.
     """
-
-    def in_micros(type_: pa.DataType) -> pa.DataType:
-        return pa.duration("us") if pa.types.is_duration(type_) else _within(type_, in_micros)
-
-    schema = pa.schema([field.with_type(in_micros(field.type)) for field in table.schema], table.schema.metadata)
+    schema = with_durations_as(table.schema, pa.duration("us"))
     if schema.equals(table.schema):
         return table
     try:

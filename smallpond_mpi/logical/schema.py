@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from smallpond_mpi.common import DATA_PARTITION_COLUMN_NAME, BadInput, InvalidArgument, InvalidQuery, UnknownColumn
 from smallpond_mpi.execution.task.sql import format_query
+from smallpond_mpi.io.arrow import with_durations_as
 from smallpond_mpi.io.resolve import files_in
 from smallpond_mpi.logical.dataset import (
     ArrowTableDataSet,
@@ -213,9 +214,7 @@ def _schema_of_parquet(dataset: ParquetDataSet) -> Schema | None:
 
 def schema_of_arrow(schema: pa.Schema) -> Schema:
     """The DuckDB types that columns of Arrow's types have, once they were written as Parquet: there a duration is a number."""
-    for index, column in enumerate(schema):
-        if pa.types.is_duration(column.type):
-            schema = schema.set(index, column.with_type(pa.int64()))
+    schema = with_durations_as(schema, pa.int64())
     with scratch() as conn:
         conn.register("given", schema.empty_table())
         try:

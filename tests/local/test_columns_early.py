@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import smallpond_mpi as sp
-from smallpond_mpi.common import BadInput, InvalidArgument
+from smallpond_mpi.common import BadInput, InvalidArgument, InvalidQuery
 
 
 @pytest.fixture
@@ -28,12 +28,42 @@ def df(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[sp.DataFrame
         lambda df: df.sort("nuber + 1"),
         lambda df: df.partial_sort("nuber"),
         lambda df: df.repartition(2, by="nuber"),
+        lambda df: df.select("nuber"),
+        lambda df: df.drop("nuber"),
+        lambda df: df.rename(nuber="n"),
+        lambda df: df.distinct("nuber"),
+        lambda df: df.join(df, "nuber"),
+        lambda df: df.group_by("nuber").count(),
+        lambda df: df.group_by("Number").agg("sum(nuber)"),
+        lambda df: df.with_columns(r="row_number() over (partition by nuber)"),
+        lambda df: df.write_parquet("/nowhere", partition_by="nuber"),
+        lambda df: df.session.partial_sql("select nuber from {0}", df),
     ],
 )
 def test_told_where_it_is_named(df: sp.DataFrame, wrong: Callable[[Any], Any]) -> None:
     with pytest.raises(BadInput, match=r"nuber.*Number") as raised:
         wrong(df)
     assert "Task" not in str(raised.value)
+    assert "test_columns_early.py:" in str(raised.value)
+
+
+def test_files_are_asked_for_the_columns_that_are_wanted(df: sp.DataFrame, tmp_path: Path) -> None:
+    df.write_parquet(str(tmp_path / "rows"))
+    with pytest.raises(BadInput, match=r"nuber.*Number.*test_columns_early.py:"):
+        df.session.read_parquet(str(tmp_path / "rows"), columns=["nuber"])
+    assert df.session.read_parquet(str(tmp_path / "rows"), columns=["b c", "number"]).columns == ["b c", "Number"]
+
+
+def test_an_input_that_is_not_there_is_told_where_it_is_named(df: sp.DataFrame) -> None:
+    with pytest.raises(InvalidQuery, match=r"\{1\} is no input: there are 1[\s\S]*test_columns_early.py:"):
+        df.session.partial_sql("select * from {0} join {1} using (Number)", df)
+
+
+def test_names_that_a_chain_of_joins_would_use_twice_point_to_suffix(df: sp.DataFrame) -> None:
+    with pytest.raises(InvalidArgument, match=r"'b c'.*suffix="):
+        df.join(df, "Number").join(df, "Number")
+    twice = df.join(df, "Number").join(df, "Number", suffix="_3")
+    assert twice.columns == ["Number", "b c", "b c_right", "b c_3"]
 
 
 def test_columns_are_found_whatever_their_case(df: sp.DataFrame) -> None:
