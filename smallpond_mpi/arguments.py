@@ -152,7 +152,7 @@ def frame_of_pandas(df: Any) -> Any:
         twice = ", ".join(map(repr, df.columns[df.columns.duplicated()].unique()))
         raise InvalidArgument(f"from_pandas: there are several columns {twice}: rename them")
     for name, kind in zip(df.columns, df.dtypes, strict=True):
-        if kind == object:  # the values of any other kind have one type
+        if pd.api.types.is_object_dtype(kind):  # the values of any other kind have one type
             try:
                 arrow.array(df[name], from_pandas=True)
             except (arrow.ArrowInvalid, arrow.ArrowTypeError, arrow.ArrowNotImplementedError, OverflowError) as error:
