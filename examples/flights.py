@@ -81,15 +81,16 @@ def add_miles(flights: "pa.Table") -> "pa.Table":
     return flights.drop_columns(["from_lat", "from_lon", "to_lat", "to_lon"]).append_column("miles", miles)
 
 
-def pipeline(session: sp.Session, data: str, output: str, npartitions: int = 32) -> tuple[sp.DataFrame, sp.DataFrame]:
-    """The two results, to be computed: flights and airlines."""
-    flights = session.read_parquet(f"{data}/flights/*.parquet").repartition(npartitions, by_rows=True)
+def with_weather_plane_and_route(
+    session: sp.Session, flights: sp.DataFrame, data: str, npartitions: int = 32
+) -> sp.DataFrame:
+    """Each flight with the weather of its hour, its plane, and the length of its route."""
     weather = session.read_parquet(f"{data}/weather/*.parquet").repartition(npartitions // 4, by_rows=True)
     planes = session.read_parquet(f"{data}/planes/*.parquet")
     airports = session.read_parquet(f"{data}/airports/*.parquet")
-    airlines = session.read_parquet(f"{data}/airlines/*.parquet")
 
     # flights and the weather of their hour meet in the same partition
+    flights = flights.repartition(npartitions, by_rows=True)
     flights = (
         flights.filter("origin <> dest").map(CLEAN_FLIGHTS).repartition(npartitions, hash_by=["origin", "time_hour"])
     )
@@ -100,11 +101,20 @@ def pipeline(session: sp.Session, data: str, output: str, npartitions: int = 32)
     flights = flights.repartition(npartitions, hash_by="tailnum")
     planes = planes.repartition(npartitions, hash_by="tailnum")
     flights = session.partial_sql(WITH_PLANE_AND_ROUTE, flights, planes, airports)
-    flights = flights.map_batches(add_miles, batch_size=10_000)
+    return flights.map_batches(add_miles, batch_size=10_000)
 
-    by_airline = session.partial_sql(SUM_UP_PARTITION, flights)
-    by_airline = by_airline.repartition(4, hash_by="carrier")
-    summary = session.partial_sql(SUM_UP_AIRLINE, by_airline, airlines)
+
+def by_airline(session: sp.Session, partial_sums: sp.DataFrame, data: str) -> sp.DataFrame:
+    """One row an airline, of what SUM_UP_PARTITION made of parts of the flights."""
+    airlines = session.read_parquet(f"{data}/airlines/*.parquet")
+    return session.partial_sql(SUM_UP_AIRLINE, partial_sums.repartition(4, hash_by="carrier"), airlines)
+
+
+def pipeline(session: sp.Session, data: str, output: str, npartitions: int = 32) -> tuple[sp.DataFrame, sp.DataFrame]:
+    """The two results, to be computed: flights and airlines."""
+    flights = session.read_parquet(f"{data}/flights/*.parquet")
+    flights = with_weather_plane_and_route(session, flights, data, npartitions)
+    summary = by_airline(session, session.partial_sql(SUM_UP_PARTITION, flights), data)
     return flights.write_parquet_lazy(f"{output}/flights"), summary.write_parquet_lazy(f"{output}/airlines")
 
 

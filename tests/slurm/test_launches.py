@@ -1,7 +1,6 @@
 """Whatever starts the ranks of a batch job, they are one world and give the right rows."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -49,16 +48,6 @@ def test_the_rows_are_right(cluster: Cluster, shared: Path, launch: str, options
     assert rows(shared) == EXPECTED, ended.output
     hosts = (shared / "hosts").read_text().split()
     assert len(set(hosts)) == 3, f"tasks ran on {sorted(set(hosts))} only"
-
-
-def test_the_examples_run_in_a_job_of_one_core_and_600_mb(cluster: Cluster, shared: Path) -> None:
-    batch(
-        cluster,
-        shared,
-        f"{sys.executable} -m smallpond_mpi demo -n 1 --keep {shared}/kept",
-        ["-n1", "--mem=600"],
-    )
-    assert pq.read_table(shared / "kept" / "output" / "flights").num_rows == 336_776
 
 
 def test_a_batch_script_without_a_launcher_is_one_process(cluster: Cluster, shared: Path) -> None:

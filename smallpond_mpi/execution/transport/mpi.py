@@ -30,7 +30,7 @@ from smallpond_mpi.common import MB, SmallpondError  # noqa: E402
 from smallpond_mpi.execution.model import SCHEDULER_RANK, Capacity, Rank  # noqa: E402
 from smallpond_mpi.execution.transport import PeerGone, Received  # noqa: E402
 from smallpond_mpi.platform import discover  # noqa: E402
-from smallpond_mpi.platform.binding import LocalRank, launched_size, launcher_of  # noqa: E402
+from smallpond_mpi.platform.binding import SRUN, LocalRank, launched_size, launcher_of  # noqa: E402
 
 CHUNK_BYTES = 64 * MB
 IN_FLIGHT = 4
@@ -43,6 +43,9 @@ CLOSE_POLL_SECS = 0.0005
 ABORT_SECS = 10.0
 LEAVE_SECS = 10.0
 REST_SECS = 0.01
+PMIX_BOOL = 1
+PMIX_INFO_BYTES = 4096
+"""More than a pmix_info_t (some 550) of any version."""
 DEATHS = {MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED} - {MPI.ERR_UNKNOWN}
 """Error classes that mean a peer is dead. For an MPI without ULFM mpi4py gives them all the number of the unknown error."""
 
@@ -336,6 +339,8 @@ def start(env: Mapping[str, str]) -> tuple[MpiTransport, World]:
         os.environ.setdefault("OMPI_MCA_btl", "^ofi")
         MPI.Init_thread(MPI.THREAD_FUNNELED)
     refuse_singletons(env, MPI.COMM_WORLD.Get_size(), MPI.Get_library_version())
+    if launcher_of(env) == SRUN:
+        _leave_init_together()
     comm = MPI.COMM_WORLD.Dup()
     comm.Set_errhandler(MPI.ERRORS_RETURN)
     rank = Rank(comm.Get_rank())
@@ -344,6 +349,21 @@ def start(env: Mapping[str, str]) -> tuple[MpiTransport, World]:
     local: tuple[LocalRank, ...] = tuple(node.allgather(me))
     capacity = discover.capacity(rank, local, env, world_size=comm.Get_size())
     return MpiTransport(comm), World(rank, comm.Get_size(), socket.gethostname(), local, capacity)
+
+
+def _leave_init_together() -> None:
+    """Wait until every rank is out of MPI_Init, if this library is one over PMIx.
+
+    Open MPI 5 ends MPI_Init with a fence without data, which Slurm 22.05 lets everybody through at once (measured), and crashes over a message that comes before it
+    is ready (open-mpi/ompi#12495): in one of 20 starts of three ranks under load. A fence that collects data is waited for.
+    """
+    with open("/proc/self/maps") as maps:
+        paths = {line.split(maxsplit=5)[5].strip() for line in maps if "/libpmix.so" in line}
+    for pmix in map(ctypes.CDLL, paths):
+        if hasattr(pmix, "PMIx_Info_load"):
+            info = ctypes.create_string_buffer(PMIX_INFO_BYTES)
+            pmix.PMIx_Info_load(info, b"pmix.collect", ctypes.byref(ctypes.c_bool(True)), ctypes.c_uint16(PMIX_BOOL))
+            pmix.PMIx_Fence(None, ctypes.c_size_t(0), info, ctypes.c_size_t(1))
 
 
 def refuse_singletons(env: Mapping[str, str], world_size: int, library: str) -> None:
