@@ -107,9 +107,9 @@ def gone(pid: int) -> bool:
         return True
 
 
-def wait_until(condition: Callable[[], bool], what: str = "") -> None:
+def wait_until(condition: Callable[[], bool], what: str = "", deadline_secs: float = DEADLINE_SECS) -> None:
     """Fails after a generous while."""
-    deadline = time.monotonic() + DEADLINE_SECS
+    deadline = time.monotonic() + deadline_secs
     while not condition():
         assert time.monotonic() < deadline, what or "condition not reached"
         time.sleep(0.01)

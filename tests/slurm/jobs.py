@@ -3,7 +3,7 @@
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,8 +46,14 @@ def end_of(cluster: Cluster, job: int) -> tuple[str, str] | None:
     return (found[1], found[2]) if found else None
 
 
-def wait(cluster: Cluster, job: int, directory: Path, timeout: float = END_SECS) -> Ended:
-    """The job's end.
+def wait(
+    cluster: Cluster,
+    job: int,
+    directory: Path,
+    timeout: float = END_SECS,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Ended:
+    """The job's end; until then `meanwhile` is called again and again.
 
     Raises:
         AssertionError: it is not over after `timeout` seconds; it is cancelled then.
@@ -64,6 +70,7 @@ def wait(cluster: Cluster, job: int, directory: Path, timeout: float = END_SECS)
             cluster.run(["scancel", "--signal=KILL", "--full", str(job)], check=False)
             said = output.read_text(errors="replace") if output.exists() else ""
             raise AssertionError(f"job {job} is not over after {timeout:.0f} s\n{queue}\n{said}")
+        meanwhile()
         time.sleep(0.05)
 
 
