@@ -4,6 +4,7 @@ so that a job that is started again is told the same.
     FAULTS_IN     directory of the input files          FAULTS_OUT    output path
     FAULTS_NOTES  directory of notes                    FAULTS_SECS   how long each piece of work takes
     FAULTS_NAMED  output path of the node before the write, if that is to have one
+    FAULTS_LEASE_SECS  how often the lease is renewed
     FAULTS_STOP   leave at once, as a crash would, after the write (1)
 """
 
@@ -13,10 +14,12 @@ import time
 import pyarrow as pa
 
 import smallpond_mpi as sp
+from smallpond_mpi.execution import lease
 from smallpond_mpi.logical.node import ArrowComputeNode
 
 SECS = float(os.environ.get("FAULTS_SECS", "0.05"))
 NOTES = os.environ["FAULTS_NOTES"]
+lease.PERIOD_SECS = float(os.environ.get("FAULTS_LEASE_SECS", lease.PERIOD_SECS))
 
 
 def work(ctx, tables):

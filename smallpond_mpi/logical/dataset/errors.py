@@ -35,7 +35,7 @@ MEANINGS: list[tuple[re.Pattern[str], type[BadInput]]] = [
     (
         re.compile(
             r"No magic bytes found|not a parquet file|Failed to read file|outside (of )?file|TProtocolException|"
-            r"Invalid column metadata|decompression|Corrupt \w+ compressed|[Cc]orrupt(ed)? (file|page|data)"
+            r"Invalid string encoding found in Parquet|Invalid column metadata|decompression|Corrupt \w+ compressed|[Cc]orrupt(ed)? (file|page|data)"
         ),
         CorruptInput,
     ),
@@ -63,11 +63,23 @@ def translate(error: Exception, query: str = "", datasets: "Sequence[DataSet]" =
         missing = _missing_file(datasets)
         if missing is not None:
             return InputNotFound(f"input file {missing!r} does not exist")
+    # what DuckDB's Parquet reader stumbles over first is a plain Error, in any words ("Out of buffer"), of no file
+    if kind is CorruptInput or type(error) is duckdb.Error:
+        file = _broken_file(text, datasets)
+        kind = CorruptInput if kind or file else None
+        text = f"can't read {file!r}: {text}" if file else text
     if kind is not None:
         return kind(_in_short(text))
     if isinstance(error, duckdb.Error):
         return InvalidQuery(f"{text}\nin the query: {query[:SHOWN_QUERY_CHARS]}" if query else text)
     return translate_arrow(error, _path_in(text, datasets))
+
+
+def _broken_file(text: str, datasets: "Sequence[DataSet]") -> str | None:
+    """The file that can't be read, where the text does not name one."""
+    if any(path in text for dataset in datasets for path in dataset.resolved_paths):
+        return None
+    return next((file for dataset in datasets if (file := dataset.unreadable_file())), None)
 
 
 def _in_short(text: str) -> str:

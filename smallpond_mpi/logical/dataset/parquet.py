@@ -25,9 +25,11 @@ from smallpond_mpi.io.parquet import (
     FileFacts,
     RowRange,
     map_in_threads,
+    open_parquet,
     pack_ranges,
     read_footer,
     read_footers,
+    row_groups_of,
     unknown_range,
     unpack_ranges,
 )
@@ -255,6 +257,16 @@ class ParquetDataSet(DataSet):
                 if read_footer(item.path).facts.num_rows:
                     return False
         return True
+
+    def unreadable_file(self) -> str | None:
+        for item in self.resolved_row_ranges:
+            try:
+                with open_parquet(item.path) as file:
+                    for _ in file.iter_batches(row_groups=row_groups_of(file, item)[0], columns=self.columns):
+                        pass
+            except (pa.ArrowException, OSError, CorruptInput):
+                return item.path
+        return None
 
     @property
     def estimated_data_size(self) -> int:

@@ -4,6 +4,8 @@ import builtins
 import copy
 import os
 import pickle
+import random
+from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
@@ -12,9 +14,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from smallpond_mpi.common import ColumnNotFound, CorruptInput, InputNotFound, InvalidArgument, SchemaMismatch
+from smallpond_mpi.common import (
+    ColumnNotFound,
+    CorruptInput,
+    InputNotFound,
+    InvalidArgument,
+    InvalidQuery,
+    SchemaMismatch,
+)
 from smallpond_mpi.io.parquet import FileFacts, RowRange
 from smallpond_mpi.logical.dataset import DataSet, ParquetDataSet
+from smallpond_mpi.logical.dataset.errors import translate
 
 ROWS = pa.table({"a": list(range(10)), "b": pa.array([f"x{i}" for i in range(10)], pa.large_string())})
 
@@ -378,3 +388,41 @@ def test_files_of_another_file_system(tmp_path):
         assert dataset().to_arrow_table(filesystem=memory, conn=conn).column("a").to_pylist() == expected
         fragment = dataset().sql_query_fragment(memory, conn)
         assert conn.sql(f"SELECT a FROM {fragment}").fetchall() == [(a,) for a in expected]
+
+
+@pytest.mark.parametrize("compression", ["NONE", "SNAPPY", "ZSTD", "GZIP"])
+@pytest.mark.parametrize("with_zeros", [True, False])
+def test_an_error_of_broken_pages_names_the_file(write: Callable[..., str], compression: str, with_zeros: bool) -> None:
+    """DuckDB fails in many words over broken pages, few of which name the file or are of a class of their own."""
+    numbers = list(range(10_000))
+    table = pa.table(
+        {"a": numbers, "b": [str(number) * 3 for number in numbers], "l": [[n] * (n % 3) for n in numbers]}
+    )
+    good = write("good.parquet", table, compression=compression)
+    broken = write("broken.parquet", table, compression=compression, row_group_size=1000)
+    whole = Path(broken).read_bytes()
+    data_bytes = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    dataset = ParquetDataSet([good, broken])
+    failed = 0
+    for number in range(8):
+        rng = random.Random(number)
+        begin = rng.randrange(4, data_bytes - 1000)
+        noise = bytes(1000) if with_zeros else rng.randbytes(1000)
+        Path(broken).write_bytes(whole[:begin] + noise + whole[begin + 1000 :])
+        with duckdb.connect() as conn:
+            try:
+                conn.sql(f"SELECT sum(a), min(b), sum(len(l)) FROM {dataset.sql_query_fragment(conn=conn)}").fetchall()
+            except duckdb.Error as error:
+                failed += 1
+                found = translate(error, "SELECT", [dataset])
+                assert isinstance(found, CorruptInput), found
+                assert broken in str(found)
+    assert failed
+
+
+def test_an_error_of_a_query_over_good_files_is_of_the_query(write: Callable[..., str]) -> None:
+    dataset = ParquetDataSet([write("good.parquet", {"a": ["1", "x"]})])
+    with duckdb.connect() as conn, pytest.raises(duckdb.Error) as raised:
+        conn.sql(f"SELECT sum(a::INT) FROM {dataset.sql_query_fragment(conn=conn)}").fetchall()
+    assert isinstance(translate(raised.value, "SELECT sum(a::INT)", [dataset]), InvalidQuery)
+    assert isinstance(translate(duckdb.Error("something else"), "SELECT", [dataset]), InvalidQuery)
