@@ -4,14 +4,16 @@ source 1 task | SQL, Arrow, scripts: 1 task a pair of partitions | limit: 1 task
 partition: merge -> split x P -> producer x P -> consumer x n     | sink: 1 task a partition collects, 1 task publishes
 """
 
+import math
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from smallpond_mpi.common import UnpairedPartitions
+from smallpond_mpi.common import GB, UnpairedPartitions
 from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.task.deps import Dependencies
 from smallpond_mpi.execution.task.partition_info import TOPLEVEL, PartitionInfo
+from smallpond_mpi.logical.estimate import Estimates
 from smallpond_mpi.logical.node.base import Node, topological
 from smallpond_mpi.logical.node.compute import ArrowComputeNode, ArrowStreamNode, PythonScriptNode
 from smallpond_mpi.logical.node.hash_partition import HashPartitionNode
@@ -44,6 +46,8 @@ T = TypeVar("T")
 
 FINAL_RESULTS = "FinalResults"
 PRODUCERS_PER_SLOT = 2
+PRODUCER_BYTES = GB
+"""What one task cuts of larger inputs, uncompressed: minutes of work at the most, so that a failure costs little and progress is seen."""
 
 
 class Planner(LogicalPlanVisitor[TaskGroup]):
@@ -274,8 +278,13 @@ class Planner(LogicalPlanVisitor[TaskGroup]):
         """How many tasks may share the work of cutting."""
         ctx = self.runtime_ctx
         slots = ctx.num_slots or max(1, ctx.num_executors) * ctx.usable_cpu_count
-        card = node.max_card_of_producers_x_consumers // node.npartitions
-        return max(1, min(node.max_num_producer_tasks, card, PRODUCERS_PER_SLOT * slots))
+        places = PRODUCERS_PER_SLOT * slots
+        most = min(node.max_num_producer_tasks, node.max_card_of_producers_x_consumers // node.npartitions)
+        if most <= places:
+            return max(1, most)
+        cut = node.input_deps[: len(node.input_deps) - node.num_broadcast_inputs]
+        needed = math.ceil(sum(map(Estimates(lambda _: None).num_bytes, cut)) / PRODUCER_BYTES)
+        return min(most, max(places, needed))
 
     def _partitions(self, node: PartitionNode, depth: int) -> TaskGroup:
         if isinstance(node, HashPartitionNode) and not node.is_cut_freely:

@@ -3,18 +3,24 @@
 import os
 import tracemalloc
 from collections import Counter
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from smallpond_mpi.common import InvalidArgument, UnpairedPartitions
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.task import DataSinkTask, MergeDataSetsTask, SplitDataSetTask, Task
+from smallpond_mpi.logical import planner as planner_module
+from smallpond_mpi.logical.dataset import ParquetDataSet
 from smallpond_mpi.logical.node import (
     ArrowComputeNode,
     ConsolidateNode,
     Context,
     DataSetPartitionNode,
     DataSinkNode,
+    DataSourceNode,
     LimitNode,
     LogicalPlan,
     Node,
@@ -148,6 +154,19 @@ def test_number_of_producers(
     node = hashed(ctx, source(ctx), npartitions)
     node.max_num_producer_tasks = node_max
     assert Planner(job).max_producers(node) == expected
+
+
+def test_large_inputs_are_cut_by_more_producers(
+    ctx: Context, job: RuntimeContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(pa.table({"a": list(range(1000))}), tmp_path / "a.parquet")
+    node = hashed(ctx, DataSourceNode(ctx, ParquetDataSet([str(tmp_path / "a.parquet")])), 8)
+    job.num_slots = 2
+    assert Planner(job).max_producers(node) == 4
+    monkeypatch.setattr(planner_module, "PRODUCER_BYTES", 1000)
+    assert Planner(job).max_producers(node) == 8  # of 8000 bytes
+    node.max_num_producer_tasks = 5
+    assert Planner(job).max_producers(node) == 5
 
 
 def test_slots_of_a_cluster_that_nobody_counted(ctx: Context, job: RuntimeContext) -> None:
