@@ -15,7 +15,6 @@ from smallpond_mpi.cli.doctor import duty, facts, files, report, verdicts
 from smallpond_mpi.cli.doctor.talk import START_SECS, Others, library_of
 from smallpond_mpi.cli.doctor.verdicts import Verdict
 from smallpond_mpi.common import SmallpondError
-from smallpond_mpi.execution.transport import PeerGone, Received
 from smallpond_mpi.execution.worker import Place, arrive
 from smallpond_mpi.platform.binding import launched_size
 
@@ -93,8 +92,7 @@ def _examine(
     rates = others.transfer_rates(ANSWER_SECS)
     seen, made = _try_data_root(data_root, others)
     tasks = _run_tasks(place, others, ranks, data_root) if verdicts.is_shared(seen, made) else {}
-    came: list[Received | PeerGone] = []
-    rests = others.ask("rest", ANSWER_SECS, lambda: duty.rest(place, came.append))
+    rests = others.ask("rest", ANSWER_SECS, lambda: duty.rest(place, others.came.append))
     found = [
         *verdicts.world(ranks, launched_size(env)),
         *verdicts.placement(ranks),

@@ -29,10 +29,13 @@ FRAME_BYTES = 4 << 20
 
 @dataclass
 class Others:
-    """The other ranks, as rank 0 talks to them. `silent` are those that have not answered something in time."""
+    """The other ranks, as rank 0 talks to them. `silent` are those that have not answered something in time; `came` is what came while rank 0 did
+    something itself.
+    """
 
     place: Place
     silent: set[int] = field(default_factory=set)
+    came: list[Received | PeerGone] = field(default_factory=list)
 
     @property
     def ranks(self) -> list[int]:
@@ -67,7 +70,8 @@ class Others:
         answers: dict[int, dict[str, Any]] = {}
         deadline = time.monotonic() + deadline_secs
         while len(answers) < len(asked) and time.monotonic() < deadline:
-            for news in self.place.transport.poll():
+            came, self.came = [*self.came, *self.place.transport.poll()], []
+            for news in came:
                 if isinstance(news, Received):
                     answered, answer = json.loads(bytes(news.frame))
                     if answered == question:  # and not an answer that came too late for an earlier one
