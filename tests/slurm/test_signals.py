@@ -1,6 +1,8 @@
 """Ends that Slurm brings about, and jobs whose ranks are not what they seem."""
 
 import shutil
+import time
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -9,7 +11,8 @@ import pytest
 from tests.executor_bench import wait_until
 from tests.launch import is_open_mpi, launcher
 from tests.slurm.cluster.cluster import Cluster
-from tests.slurm.jobs import batch, submit, wait
+from tests.slurm.jobs import END_SECS, batch, submit, wait
+from tests.slurm.test_batch_files import FILES, field, is_over, sbatch
 from tests.slurm.test_launches import EXPECTED, SRUN, prepare, rows
 
 pytestmark = pytest.mark.skipif(launcher() is None, reason="no mpirun beside this python")
@@ -38,6 +41,54 @@ def test_what_srun_ends_at_all_ranks_ends_in_order(cluster: Cluster, shared: Pat
     runs = (shared / "runs").read_text().split()
     assert all(runs.count(str(part * 500)) == 1 for part in range(3)), "what was done stayed done"
     assert sorted(pq.read_table(shared / "out").column("n").to_pylist()) == list(range(10_000))
+
+
+def slow_job(directory: Path) -> None:
+    """The program whose tasks take until `go` is there, and its input."""
+    directory.mkdir()
+    prepare(directory)
+    shutil.copy(Path(__file__).with_name("slow_pipeline.py"), directory)
+
+
+def is_in_the_midst(directory: Path) -> bool:
+    """Whether tasks run that wait."""
+    runs = directory / "runs"
+    return runs.exists() and len(runs.read_text().split()) > 3
+
+
+def test_the_time_limit(cluster: Cluster, shared: Path) -> None:
+    """Slurm's own doing in two jobs of one minute, side by side: one asked to be warned, and is requeued; the other runs into its limit."""
+    warned, late = shared / "warned", shared / "late"
+    slow_job(warned)
+    slow_job(late)
+    options = ["--time=1", "--signal=B:USR1@50", "-N1", "-n1", "-c1"]
+    requeued = sbatch(cluster, warned, *options, str(FILES / "requeue.sbatch"), "slow_pipeline.py", "in", "out", "3")
+    env = {"SP_JOBID": "late", "SP_DATA_ROOT": f"{shared}/root"}
+    ended = submit(
+        cluster, late, f"exec {SRUN} python slow_pipeline.py in out 3", ["--time=1", "-n2", "--mem-per-cpu=1000"], env
+    )
+    wait_until(lambda: is_in_the_midst(warned) and is_in_the_midst(late), deadline_secs=50)
+    limit = time.strftime("%FT%T", time.localtime(time.time() + 1))
+    cluster.run(
+        ["scontrol", "update", f"JobId={ended}", f"EndTime={limit}"]
+    )  # Slurm knows whole minutes only, and looks every 30 s
+
+    wait_until(lambda: "nothing new is started" in (warned / "requeue.sbatch.out").read_text(), deadline_secs=90)
+    (warned / "go").touch()
+    over = wait(cluster, ended, late)
+    assert over.state == "TIMEOUT"
+    (root,) = [path.parent for path in (shared / "root").glob("*/journal")]
+    wait_until((root / "status").exists)
+    assert (root / "status").read_text() == "failure: terminated (SIGTERM)\n"
+    assert "start the script with SP_JOBID=" in over.output
+
+    wait_until(lambda: is_over(cluster, requeued), deadline_secs=END_SECS)
+    output = (warned / "requeue.sbatch.out").read_text()
+    assert int(field(cluster, requeued, "Restarts")) >= 1, output
+    assert field(cluster, requeued, "JobState") == "COMPLETED", output
+    assert "taken up from an earlier run" in output
+    assert set(Counter((warned / "runs").read_text().split()).values()) == {1}, "what was done stayed done"
+    assert sorted(pq.read_table(warned / "out").column("n").to_pylist()) == list(range(10_000))
 
 
 def test_a_heterogeneous_job_is_one_world_or_an_error(cluster: Cluster, shared: Path) -> None:
