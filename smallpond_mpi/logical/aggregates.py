@@ -3,12 +3,22 @@
 Where every aggregate of a group_by can be taken so, parts are summed up before the shuffle and only the sums move.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from smallpond_mpi.logical.dataset.quoting import quote_name
-from smallpond_mpi.logical.expressions import Expression, Tree, aggregates_in, function_of, parse, sql_of, template
+from smallpond_mpi.logical.expressions import (
+    Expression,
+    Tree,
+    aggregates_in,
+    function_of,
+    labelled,
+    parse_all,
+    parts,
+    template,
+    texts_of,
+)
 from smallpond_mpi.logical.schema import Schema, bound_query
 
 PART = "__part"
@@ -19,13 +29,14 @@ SAME = frozenset(
 )
 COUNTS = frozenset({"count", "count_star", "count_if", "countif"})
 MEANS = frozenset({"avg", "mean"})
+OF_SAMPLE = "CASE WHEN c.n > 1 THEN {} END"
 VARIANCES: Mapping[str, str] = {
-    "var_pop": "{s} / {n}",
-    "stddev_pop": "sqrt({s} / {n})",
-    "var_samp": "CASE WHEN {n} > 1 THEN {s} / ({n} - 1) END",
-    "variance": "CASE WHEN {n} > 1 THEN {s} / ({n} - 1) END",
-    "stddev_samp": "CASE WHEN {n} > 1 THEN sqrt({s} / ({n} - 1)) END",
-    "stddev": "CASE WHEN {n} > 1 THEN sqrt({s} / ({n} - 1)) END",
+    "var_pop": "c.s / c.n",
+    "stddev_pop": "sqrt(c.s / c.n)",
+    "var_samp": OF_SAMPLE.format("c.s / (c.n - 1)"),
+    "variance": OF_SAMPLE.format("c.s / (c.n - 1)"),
+    "stddev_samp": OF_SAMPLE.format("sqrt(c.s / (c.n - 1))"),
+    "stddev": OF_SAMPLE.format("sqrt(c.s / (c.n - 1))"),
 }
 # Chan, Golub, LeVeque: mean and sum of squared deviations of two parts together, without the cancellation of sums of squares.
 COMBINED = (
@@ -49,78 +60,65 @@ class CannotSplit(Exception):
 
 def in_two_steps(aggregates: Sequence[Expression], schema: Schema) -> TwoSteps | None:
     """The expressions over rows of these columns, taken in two steps; None if one of them can't be."""
-    steps = _Steps(schema)
+    calls = [call for one in aggregates for call in aggregates_in(one.tree)]
     try:
-        of_all = [Expression(steps.over_parts(one.tree), one.name) for one in aggregates]
+        steps = _Steps(calls, schema)
+        over_parts = parse_all([steps.of_call(call) for call in calls])
     except CannotSplit:
         return None
-    return TwoSteps(steps.of_part, of_all)
+    replacing = {id(call): tree for call, tree in zip(calls, over_parts, strict=True)}
+    return TwoSteps(steps.of_part, labelled([(one.name, _replaced(one.tree, replacing)) for one in aggregates]))
+
+
+def _replaced(part: Any, replacing: Mapping[int, Tree]) -> Any:
+    """A part of a tree with other trees in place of some in it, which are told by their identity."""
+    if isinstance(part, dict):
+        if id(part) in replacing:
+            return replacing[id(part)]
+        return {name: _replaced(value, replacing) for name, value in part.items()}
+    return [_replaced(value, replacing) for value in part] if isinstance(part, list) else part
 
 
 class _Steps:
-    """Collects what is to be computed of each part."""
+    """Collects what is to be computed of each part.
 
-    def __init__(self, schema: Schema) -> None:
-        self._schema = schema
+    Raises:
+        CannotSplit: one of the calls can't be taken in two steps.
+    """
+
+    def __init__(self, calls: Sequence[Tree], schema: Schema) -> None:
         self.of_part: list[str] = []
         self._names: dict[str, str] = {}
+        self._whole = dict(zip(map(id, calls), texts_of([{**call, "alias": ""} for call in calls]), strict=True))
+        self._parts = dict(zip(map(id, calls), _parts_of(calls), strict=True))
+        texts = {*self._whole.values(), *(text for made in self._parts.values() for text in made)}
+        self._types = _types_of(sorted(texts), calls, schema)
 
-    def over_parts(self, tree: Tree) -> Tree:
-        """An expression with each aggregate in it replaced by one over the parts."""
-        calls = {id(call): call for call in aggregates_in(tree)}
-
-        def replaced(part: Any) -> Any:
-            if isinstance(part, dict):
-                if id(part) in calls:
-                    return parse(self._of_call(part))[0].tree
-                return {name: replaced(value) for name, value in part.items()}
-            return list(map(replaced, part)) if isinstance(part, list) else part
-
-        made: Tree = replaced(tree)
-        return made
-
-    def _of_call(self, call: Tree) -> str:
+    def of_call(self, call: Tree) -> str:
         """An aggregate, as one over the parts. Its type stays what it was."""
-        name = function_of(call) or ""
-        call = {**call, "alias": ""}
-        if call["order_bys"]["orders"] or (call["distinct"] and name not in ("min", "max")):
-            raise CannotSplit
-        if len(call["arguments"]) != (0 if name == "count_star" else 1):
-            raise CannotSplit
-        kind = self._type_of(sql_of(call))
-        made = self._way_of(name, str(kind))(call)
-        return f"CAST({made} AS {kind})"
-
-    def _way_of(self, name: str, kind: str) -> Callable[[Tree], str]:
+        name, kind = function_of(call) or "", str(self._types[self._whole[id(call)]])
+        texts = self._parts[id(call)]
         if name in SAME and kind not in ("BIGNUM", "BIT"):
-            return lambda call: f"{name}({self._part(sql_of(call))})"
-        if name in COUNTS:
-            return lambda call: f"coalesce(sum({self._part(sql_of(call))}), 0)"
-        if name in MEANS and kind == "DOUBLE":
-            return self._mean
-        if name in VARIANCES:
-            return lambda call: self._variance(call, VARIANCES[name])
-        raise CannotSplit
-
-    def _mean(self, call: Tree) -> str:
-        total = self._part(sql_of(_renamed(call, "sum")))
-        count = self._part(sql_of(_renamed(call, "count")))
-        return f"CAST(sum({total}) AS DOUBLE) / nullif(CAST(sum({count}) AS DOUBLE), 0)"
-
-    def _variance(self, call: Tree, formula: str) -> str:
-        count = sql_of(_renamed(call, "count"))
-        n = self._part(f"CAST({count} AS DOUBLE)")
-        m = self._part(sql_of(_renamed(call, "avg")))
-        s = self._part(f"{sql_of(_renamed(call, 'var_pop'))} * {count}")
-        combined = COMBINED.format(n=n, m=m, s=s)
-        return formula.format(n=f"({combined}).n", s=f"({combined}).s")
+            made = f"{name}({self._part(texts[0])})"
+        elif name in COUNTS:
+            made = f"coalesce(sum({self._part(texts[0])}), 0)"
+        elif name in MEANS and kind == "DOUBLE":
+            total, count = map(self._part, texts)
+            made = f"CAST(sum({total}) AS DOUBLE) / nullif(CAST(sum({count}) AS DOUBLE), 0)"
+        elif name in VARIANCES:
+            n, m, s = map(self._part, texts)
+            # Written once, as the list's only element: binding it takes long.
+            made = f"list_transform([{COMBINED.format(n=n, m=m, s=s)}], lambda c: {VARIANCES[name]})[1]"
+        else:
+            raise CannotSplit
+        return f"CAST({made} AS {kind})"
 
     def _part(self, sql: str) -> str:
         """What an expression was of each part, which a column holds."""
         if sql not in self._names:
             name = f"{PART}{len(self._names)}"
             self._names[sql] = quote_name(name)
-            kind = self._type_of(sql)
+            kind = self._types[sql]
             # Parquet has no integer of 128 bits.
             kept = f"CAST({sql} AS DECIMAL(38, 0))" if kind.id in ("hugeint", "uhugeint") else sql
             if kind.id == "interval":  # nor exact intervals
@@ -129,19 +127,47 @@ class _Steps:
             self.of_part.append(f"{kept} AS {quote_name(name)}")
         return self._names[sql]
 
-    def _type_of(self, sql: str) -> Any:
-        bound = bound_query(f"SELECT {template(sql)} AS x FROM {{0}}", [self._schema_for(sql)])
-        if bound is None:
-            raise CannotSplit
-        return bound["x"]
 
-    def _schema_for(self, sql: str) -> Schema:
-        """The columns that an expression may name: to bind it over thousands of others takes a hundred times as long."""
-        text = sql.lower()
-        named = {name: kind for name, kind in self._schema.items() if quote_name(name)[1:-1].lower() in text}
-        return named or self._schema
+def _parts_of(calls: Sequence[Tree]) -> list[list[str]]:
+    """What is to be known of each part for each call."""
+    needed = [(call, name) for call in calls for name in _functions_of_part(call)]
+    texts = iter(texts_of([_renamed(call, name) for call, name in needed]))
+    return [_as_parts(function_of(call) or "", [next(texts) for _ in _functions_of_part(call)]) for call in calls]
+
+
+def _functions_of_part(call: Tree) -> Sequence[str]:
+    name = function_of(call) or ""
+    if call["order_bys"]["orders"] or (call["distinct"] and name not in ("min", "max")):
+        raise CannotSplit
+    if len(call["arguments"]) != (0 if name == "count_star" else 1):
+        raise CannotSplit
+    if name in MEANS:
+        return ("sum", "count")
+    return ("count", "avg", "var_pop") if name in VARIANCES else (name,)
+
+
+def _as_parts(name: str, texts: Sequence[str]) -> list[str]:
+    if name not in VARIANCES:
+        return list(texts)
+    count, mean, variance = texts
+    return [f"CAST({count} AS DOUBLE)", mean, f"{variance} * {count}"]
+
+
+def _types_of(texts: Sequence[str], calls: Sequence[Tree], schema: Schema) -> dict[str, Any]:
+    """The type of each expression. All are bound at once, over the columns that are named: each by itself, or over thousands of other
+    columns, takes a hundred times as long."""
+    used = {name.lower() for call in calls for part in parts(call) for name in part.get("column_names", ())}
+    has_star = any(part["class"] == "STAR" for call in calls for part in parts(call))
+    narrow = {name: kind for name, kind in schema.items() if has_star or name.lower() in used}
+    select_list = ", ".join(f"{text} AS {quote_name(f'x{number}')}" for number, text in enumerate(texts))
+    found = bound_query(f"SELECT {template(select_list)} FROM {{0}}", [narrow or schema]) if texts else {}
+    if found is None or len(found) != len(texts):
+        raise CannotSplit
+    return dict(zip(texts, found.values(), strict=True))
 
 
 def _renamed(call: Tree, name: str) -> Tree:
     """The same call of another function."""
-    return {**call, "function_name": name, "qualified_name": {"path": [name]}}
+    if name == function_of(call):
+        return {**call, "alias": ""}
+    return {**call, "alias": "", "function_name": name, "qualified_name": {"path": [name]}}

@@ -5,9 +5,9 @@ string or a comment is never taken for a column or a function.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 
 import duckdb
@@ -18,7 +18,8 @@ from smallpond_mpi.logical.schema import scratch
 
 Tree = dict[str, Any]
 
-MAX_KEPT_TEXTS = 4096
+MAX_KEPT_TEXTS = 1 << 15
+_kept: dict[tuple[str, str], str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,8 @@ class Expression:
     @property
     def sql(self) -> str:
         """Its text, without the name."""
+        if self.column is not None:
+            return quote_name(self.column)
         return sql_of({**self.tree, "alias": ""})
 
     @property
@@ -68,13 +71,23 @@ def expressions(
         WrongType: something else is given. InvalidQuery: a text is no SQL.
     """
     found: list[Expression] = []
-    for one in flat(given):
-        found += _parsed(one, columns)
+    unnamed, known = list(flat(given)), frozenset(columns)
+    texts = [one for one in (*unnamed, *(named or {}).values()) if isinstance(one, str) and one not in known]
+    _ask("json_serialize_sql", map(_as_query, texts))
+    for one in unnamed:
+        found += _parsed(one, known)
     for name, one in (named or {}).items():
-        parsed = _parsed(one, columns)
+        parsed = _parsed(one, known)
         if len(parsed) != 1:
             raise InvalidArgument(f"{name} must be one expression, not {len(parsed)}: {one!r}")
         found.append(Expression(parsed[0].tree, name))
+    return labelled((item.alias, item.tree) for item in found)
+
+
+def labelled(trees: "Iterable[tuple[str | None, Tree]]") -> list[Expression]:
+    """Expressions of trees, under these names. What their texts are is asked here, for all at once."""
+    found = [Expression(tree, name) for name, tree in trees]
+    texts_of([{**item.tree, "alias": ""} for item in found if item.column is None])
     return found
 
 
@@ -87,7 +100,7 @@ def flat(given: Iterable[Any]) -> Iterator[Any]:
             yield one
 
 
-def _parsed(one: Any, columns: Sequence[str]) -> list[Expression]:
+def _parsed(one: Any, columns: Set[str]) -> list[Expression]:
     if isinstance(one, duckdb.Expression):
         text, name = str(one), one.get_name()
         (parsed,) = parse(text)
@@ -98,16 +111,31 @@ def _parsed(one: Any, columns: Sequence[str]) -> list[Expression]:
         )
     if not one.strip():
         raise InvalidArgument("an SQL expression is empty")
-    return parse(quote_name(one) if one in columns else one)
+    return [Expression(column_tree(one), None)] if one in columns else parse(one)
 
 
 def parse(text: str) -> list[Expression]:
     """The expressions of a select list."""
-    (statement,) = _statements(f"SELECT {text}", text)
+    (statement,) = _statements(_as_query(text), text)
     node = statement["node"]
     if node["type"] != "SELECT_NODE" or node["from_table"]["type"] != "EMPTY" or node["where_clause"]:
         raise InvalidQuery(f"{text!r} is a query: expressions are needed, such as stand after SELECT")
     return [Expression(tree, tree["alias"] or None) for tree in node["select_list"]]
+
+
+def parse_all(texts: Sequence[str]) -> list[Tree]:
+    """The trees of texts that are one expression each."""
+    _ask("json_serialize_sql", map(_as_query, texts))
+    return [parse(text)[0].tree for text in texts]
+
+
+def column_tree(name: str) -> Tree:
+    """The tree of a column."""
+    return {**parse("x")[0].tree, "column_names": [name]}
+
+
+def _as_query(text: str) -> str:
+    return f"SELECT {text}"
 
 
 def _statements(query: str, shown: str) -> list[Tree]:
@@ -125,19 +153,40 @@ def select_tree() -> Tree:
     return json.loads(_asked("json_serialize_sql", "SELECT 1"))  # type: ignore[no-any-return]
 
 
-@lru_cache(MAX_KEPT_TEXTS)
 def _asked(function: str, text: str) -> str:
-    """What a function of DuckDB's makes of a text; an expression is looked at several times while a plan is made."""
-    with scratch() as conn:
-        ((made,),) = conn.execute(f"SELECT {function}(?)", [text]).fetchall()
-    return str(made)
+    """What a function of DuckDB's makes of a text."""
+    return _ask(function, [text])[0]
+
+
+def _ask(function: str, texts: Iterable[str]) -> list[str]:
+    """What a function of DuckDB's makes of texts: asked once for all of them (of wide tables there are thousands), and kept, as an
+    expression is looked at several times while a plan is made."""
+    wanted = [(function, text) for text in texts]
+    missing = list(dict.fromkeys(key[1] for key in wanted if key not in _kept))
+    if len(_kept) + len(missing) > MAX_KEPT_TEXTS:
+        _kept.clear()
+        missing = list(dict.fromkeys(text for _, text in wanted))
+    if missing:
+        with scratch() as conn:
+            rows = conn.execute(f"SELECT {function}(text) FROM (SELECT unnest(?) AS text)", [missing]).fetchall()
+        _kept.update(zip(((function, text) for text in missing), (str(made) for (made,) in rows), strict=True))
+    return [_kept[key] for key in wanted]
 
 
 def sql_of(tree: Tree) -> str:
     """The text of an expression's tree."""
+    return texts_of([tree])[0]
+
+
+def texts_of(trees: Sequence[Tree]) -> list[str]:
+    """The texts of expressions' trees."""
     query = select_tree()
-    query["statements"][0]["node"]["select_list"] = [tree]
-    return _asked("json_deserialize_sql", json.dumps(query)).removeprefix("SELECT ")
+    node = query["statements"][0]["node"]
+    asked = []
+    for tree in trees:
+        node["select_list"] = [tree]
+        asked.append(json.dumps(query))
+    return [text.removeprefix("SELECT ") for text in _ask("json_deserialize_sql", asked)]
 
 
 # what is in an expression

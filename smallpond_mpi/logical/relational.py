@@ -15,6 +15,7 @@ from smallpond_mpi.logical.dataset.quoting import quote_name
 from smallpond_mpi.logical.expressions import (
     Expression,
     aggregates_in,
+    column_tree,
     columns_in,
     expressions,
     is_by_row,
@@ -342,7 +343,7 @@ def aggregated(
     if over_parts is not None:
         query = _without_hugeints(over_parts, names, schema, before)
     elif before is not None:
-        renamed = [Expression(_column_tree(name), item.name) for name, item in zip(moved_keys, keys, strict=True)]
+        renamed = [Expression(column_tree(name), item.name) for name, item in zip(moved_keys, keys, strict=True)]
         query = f"SELECT {template(_named([*renamed, *aggregates]))} FROM {{0}}{groups}"
         query = _without_hugeints(query, names, schema, before)
     made = KeyedSqlNode(
@@ -356,10 +357,6 @@ def _named(items: Iterable[Expression]) -> str:
     return ", ".join(f"{item.sql} AS {quote_name(item.name)}" for item in items)
 
 
-def _column_tree(name: str) -> Any:
-    return expressions([quote_name(name)])[0].tree
-
-
 def _split(
     keys: Sequence[Expression], aggregates: Sequence[Expression], schema: Schema | None, groups: str
 ) -> tuple[str | None, str | None, list[str]]:
@@ -369,7 +366,7 @@ def _split(
     computed = [f"{item.sql} AS {quote_name(name)}" for item, name in zip(keys, names, strict=True)]
     if steps is not None and not _reads_keys(aggregates):
         before = f"SELECT {template(', '.join([*computed, *steps.of_part]))} FROM {{0}}{groups}"
-        final = [Expression(_column_tree(name), item.name) for name, item in zip(names, keys, strict=True)]
+        final = [Expression(column_tree(name), item.name) for name, item in zip(names, keys, strict=True)]
         return before, f"SELECT {template(_named([*final, *steps.of_all]))} FROM {{0}}{groups}", names
     plain = [item.column for item in keys]
     if all(name is not None for name in plain):
