@@ -11,7 +11,8 @@ from smallpond_mpi.logical import relational
 from smallpond_mpi.logical.dataset.quoting import quote_name, quote_text
 from smallpond_mpi.logical.expressions import template
 from smallpond_mpi.logical.node import LogicalPlan, Node
-from smallpond_mpi.logical.schema import schema_of
+from smallpond_mpi.logical.node.keyed import KeyedSqlNode, Side
+from smallpond_mpi.logical.schema import Schema, schema_of
 from smallpond_mpi.relations import Relations
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ NUMBERS = frozenset({"tinyint", "smallint", "integer", "bigint", "utinyint", "us
     "double",
     "decimal",
 }
+STATISTICS = ("count", "nulls", "mean", "min", "max")
 UNORDERED = frozenset({"struct", "map", "list", "array", "union", "blob", "bit"})
 
 
@@ -64,27 +66,39 @@ class Results(Relations):
         return "\n".join([*text, f"({table.num_rows} rows)" if table.num_rows <= n else f"(the first {n} rows)"])
 
     def describe(self) -> "DataFrame":
-        """Statistics, one row a column: count, nulls, mean, std, min, max (as text)."""
+        """Statistics, one row a column: count, nulls, num_distinct, mean, std, min, max (as text).
+
+        Distinct values are told apart by hashes of 64 bits. NULL is none of them.
+        """
         schema = self._schema()
         if not schema:
             raise InvalidArgument("describe: there are no columns")
-        names = list(schema)
-        aggregates = {
-            f"{what}{number}": sql
-            for number, (name, kind) in enumerate(schema.items())
-            for what, sql in _statistics(quote_name(name), kind.id).items()
-        }
-        row = self.agg(**aggregates)
-        fields = ("count", "nulls", "mean", "std", "min", "max")
-        structs = ", ".join(
-            "{"
-            + f"'column': {quote_text(name)}, 'type': {quote_text(str(schema[name]))}, "
-            + ", ".join(f"{quote_text(field)}: {quote_name(f'{field}{number}')}" for field in fields)
-            + "}"
-            for number, name in enumerate(names)
+        values = self._of(relational.by_row(self.plan, template(_values(schema)), True, {}))
+        hashes = values.select("number", "hash").distinct().group_by("number").agg(num_distinct="count(hash)")
+        spreads = values.group_by("number").agg(std="stddev(value)")
+        inputs = (self._summary(schema).plan, hashes.plan, spreads.plan)
+        query = (
+            "SELECT s.column, s.type, s.count, s.nulls, coalesce(num_distinct, 0) AS num_distinct, mean, std, s.min, s.max "
+            "FROM {0} AS s LEFT JOIN {1} USING (number) LEFT JOIN {2} USING (number) ORDER BY number"
         )
-        query = template(f"unnest([{structs}], recursive := true)")
-        return self._of(relational.by_row(row.plan, query, True, {}))
+        return self._of(relational.checked(KeyedSqlNode(self.plan.ctx, inputs, query, sides=[Side(())] * len(inputs))))
+
+    def _summary(self, schema: Schema) -> "DataFrame":
+        """What aggregates of each column say, one row a column."""
+        row = self.agg(
+            **{
+                f"{what}{number}": sql
+                for number, (name, kind) in enumerate(schema.items())
+                for what, sql in _statistics(quote_name(name), kind.id).items()
+            }
+        )
+        structs = ", ".join(
+            f"{{'number': {number}, 'column': {quote_text(name)}, 'type': {quote_text(str(kind))}, "
+            + ", ".join(f"{quote_text(field)}: {quote_name(f'{field}{number}')}" for field in STATISTICS)
+            + "}"
+            for number, (name, kind) in enumerate(schema.items())
+        )
+        return self._of(relational.by_row(row.plan, template(f"unnest([{structs}], recursive := true)"), True, {}))
 
     def explain(self) -> str:
         """The plan as it would run now, a node a line, inputs below what needs them; what ran already with its measurements."""
@@ -115,16 +129,32 @@ class Results(Relations):
 
 def _statistics(column: str, kind: str) -> dict[str, str]:
     """Aggregates of one column, each of one type whatever the column's is."""
-    is_number = kind in NUMBERS
     is_ordered = kind not in UNORDERED
-    return {
-        "count": f"count({column})",
-        "nulls": f"count(*) - count({column})",
-        "mean": f"avg({column})::double" if is_number else "NULLIF(count(*), count(*))::double",
-        "std": f"stddev({column})::double" if is_number else "NULLIF(count(*), count(*))::double",
-        "min": f"min({column})::varchar" if is_ordered else "NULLIF(count(*), count(*))::varchar",
-        "max": f"max({column})::varchar" if is_ordered else "NULLIF(count(*), count(*))::varchar",
-    }
+    made = (
+        f"count({column})",
+        f"count(*) - count({column})",
+        f"avg({column})::double" if kind in NUMBERS else "NULLIF(count(*), count(*))::double",
+        f"min({column})::varchar" if is_ordered else "NULLIF(count(*), count(*))::varchar",
+        f"max({column})::varchar" if is_ordered else "NULLIF(count(*), count(*))::varchar",
+    )
+    return dict(zip(STATISTICS, made, strict=True))
+
+
+def _values(schema: Schema) -> str:
+    """Each value as a row: the number of its column, its hash, and itself if it is a number."""
+    structs = (
+        f"{{'number': {number}, 'hash': CASE WHEN {name} IS NOT NULL THEN hash({name}) END, "
+        f"'value': {_spread_of(name, kind.id)}}}"
+        for number, (name, kind) in enumerate((quote_name(name), kind) for name, kind in schema.items())
+    )
+    return f"unnest([{', '.join(structs)}], recursive := true)"
+
+
+def _spread_of(column: str, kind: str) -> str:
+    """What a value is for its column's deviation, which DuckDB refuses to take of infinite ones."""
+    if kind in ("float", "double"):
+        return f"CASE WHEN isinf({column}) THEN 'nan' ELSE {column}::double END"
+    return f"{column}::double" if kind in NUMBERS else "NULL::double"
 
 
 def _rows(table: "arrow.Table") -> "list[tuple[Any, ...]]":
