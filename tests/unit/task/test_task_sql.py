@@ -208,6 +208,19 @@ def test_the_instance_is_kept_between_tasks_that_leave_no_trace(ctx, parquet) ->
     assert isinstance(failing.exception, InvalidQuery)
 
 
+@pytest.mark.parametrize("spills", [False, True], ids=["kept instance", "one of its own"])
+def test_sums_are_not_pushed_below_joins_by_guesses(ctx, parquet, spills: bool) -> None:
+    asked = "SELECT current_setting('disabled_optimizers') AS without FROM {0}"
+    output = run(sql(ctx, asked, parquet({"n": [1]}), enable_temp_directory=spills))
+    assert values(output, "without") == ["partial_aggregate_pushdown"]
+
+
+def test_optimizers_that_this_duckdb_lacks_are_not_turned_off(monkeypatch) -> None:
+    monkeypatch.setattr(engine, "GUESSING_OPTIMIZERS", frozenset({"of_a_later_version"}))
+    with engine.connect() as conn:
+        assert conn.sql("SELECT current_setting('disabled_optimizers')").fetchall() == [("",)]
+
+
 def test_same_seed_same_random_numbers(ctx, parquet) -> None:
     task = sql(ctx, "select random() as r from range(5)")
     first = values(run(task), "r")
