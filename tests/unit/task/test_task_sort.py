@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from smallpond_mpi.common import ColumnNotFound, InvalidArgument, InvalidQuery
-from smallpond_mpi.execution.context import RuntimeContext
+from smallpond_mpi.execution.context import JobId, RuntimeContext
 from smallpond_mpi.execution.task import PartitionInfo, SortTask
 from smallpond_mpi.execution.task.key_search import order_of
 from smallpond_mpi.execution.task.sort_key import SortKey, sort_keys
@@ -87,6 +87,28 @@ def test_columns_keep_their_types(ctx, parquet, how: str) -> None:
     read = dataset.to_arrow_table()
     assert output.to_arrow_table().schema == read.schema
     assert output.to_arrow_table().to_pylist() == read.to_pylist()[::-1]
+
+
+texts = st.none() | st.text(max_size=30) | st.sampled_from(["", "twelve bytes", "thirteen byte"])
+few_rows = st.lists(st.tuples(st.integers(0, 5), texts, st.none() | st.binary(max_size=30)), max_size=40)
+
+
+@drawn(st.lists(few_rows, min_size=1, max_size=3))
+@settings(max_examples=30, deadline=None)
+def test_texts_and_blobs_of_several_files_stay_with_their_rows(tmp_path_factory, files) -> None:
+    place = tmp_path_factory.mktemp("texts")
+    context = RuntimeContext(JobId.new(), dt.datetime(2026, 1, 1), str(place / "root"), random_seed=7)
+    context.initialize("test")
+    schema = pa.schema([("k", pa.int64()), ("s", pa.string()), ("b", pa.binary())])
+    paths = [str(place / f"{number}.parquet") for number in range(len(files))]
+    for path, content in zip(paths, files, strict=True):
+        pq.write_table(pa.Table.from_pylist([dict(zip("ksb", row, strict=True)) for row in content], schema), path)
+    output = run(sorting(context, ParquetDataSet(paths), "k"))
+    found = pq.read_table(output.resolved_paths[0])
+    assert found.schema.types == [pa.int64(), pa.large_string(), pa.large_binary()]
+    rows_found = [tuple(row.values()) for row in found.to_pylist()]
+    assert [row[0] for row in rows_found] == sorted(row[0] for row in rows_found)
+    assert sorted(map(repr, rows_found)) == sorted(repr(row) for content in files for row in content)
 
 
 def test_what_only_arrow_reads_as_it_is(ctx, parquet) -> None:
