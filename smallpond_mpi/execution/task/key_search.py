@@ -2,9 +2,11 @@
 
 Keys of few bytes are whole numbers. Others are blobs, of which none is the beginning of another: they are compared eight bytes at a time, as
 one number, and only rows that agree with some point so far go on to the next eight. Most rows are placed by their first eight bytes; what a
-common beginning of all keys costs is a step for all rows each eight bytes, not a comparison of texts for each row and point.
+common beginning of all keys costs is a step for all rows each eight bytes, not a comparison of texts for each row and point. What agrees in its first
+512 bytes is compared as bytes after all: a step for each eight of some megabytes would take minutes.
 """
 
+from bisect import bisect_right
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,8 @@ import pyarrow as pa
 from smallpond_mpi.io.packed import Int64s
 
 WORD = 8
+MAX_WORDS = 64
+"""Compared word by word, from then on as bytes."""
 # By how many bytes a key has left: a mask for those bytes of a word that are the key's.
 MASKS = np.array([(1 << 64) - (1 << 8 * (WORD - left)) for left in range(WORD + 1)], np.uint64)
 
@@ -54,6 +58,11 @@ class _Words:
         left = np.clip(self.starts[rows + 1] - begin, 0, WORD)
         return self.at[np.minimum(begin, len(self.at) - 1)].astype(np.uint64) & MASKS[left]
 
+    def rest(self, row: Any, number: int) -> bytes:
+        """What a row has from its `number`-th word on."""
+        begin, end = self.starts[row] + number * WORD, self.starts[row + 1]
+        return self.bytes[begin : max(begin, end)].tobytes()
+
     def longest(self, rows: Any) -> int:
         """Bytes of the longest of some rows."""
         return int((self.starts[rows + 1] - self.starts[rows]).max())
@@ -65,6 +74,10 @@ def _place(keys: _Words, points: _Words, found: Int64s) -> None:
     while groups:
         rows, first, stop, number = groups.pop()
         run = np.arange(first, stop)
+        if number == MAX_WORDS:
+            rest = [points.rest(point, number) for point in run]
+            found[rows] = [first + bisect_right(rest, keys.rest(row, number)) for row in rows]
+            continue
         words = points.word(run, number)
         mine = keys.word(rows, number)
         after = np.searchsorted(words, mine, side="right")
@@ -101,6 +114,10 @@ def order_of(keys: pa.Array) -> Int64s:
         tied = np.flatnonzero(~(begins[:-1] & begins[1:])[: len(groups)])
         places, groups = places[tied], groups[tied]
         if not len(places) or number * WORD >= words.longest(order[places]):
+            return order
+        if number == MAX_WORDS:
+            for run in np.split(places, np.flatnonzero(np.diff(groups)) + 1):
+                order[run] = sorted(order[run], key=lambda row: words.rest(row, MAX_WORDS))
             return order
         mine = words.word(order[places], number)
         within = np.lexsort((mine, groups))

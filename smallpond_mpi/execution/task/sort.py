@@ -37,6 +37,7 @@ from smallpond_mpi.io.arrow import cast_table, convert_types_to_large_string
 from smallpond_mpi.io.packed import Int64s, WriteOptions, writer_arguments
 from smallpond_mpi.io.parquet import read_footer
 from smallpond_mpi.logical.dataset import ParquetDataSet
+from smallpond_mpi.logical.dataset.quoting import quote_names
 
 if TYPE_CHECKING:
     from smallpond_mpi.logical.dataset import DataSet, FileFacts
@@ -174,15 +175,19 @@ class SortTask(KeyedTask):
         with self.connection() as conn:
             (view,) = self.create_input_views(conn, [dataset])
             source = conn.sql(f"FROM {view}")
-            columns, types = source.columns, source.types
-            keys = InputKeys.among(self.sort_keys, columns)
-            values = keys.values(keys.columns)
-            terms = keys.order_by(cast_to(compared_as(conn, values, columns, types), values))
-            query = f"FROM {view} ORDER BY {terms}"
+            names, columns, rows = names_in_data(dataset, source.columns), source.columns, view
+            if names != columns:
+                columns = [f"c{number}" for number in range(len(names))]
+                rows = f"(FROM {view}) AS t({quote_names(columns)})"
+            keys = InputKeys.among(self.sort_keys, names)
+            values = keys.values([columns[names.index(name)] for name in keys.columns])
+            terms = keys.order_by(cast_to(compared_as(conn, values, columns, source.types), values))
+            query = f"FROM {rows} ORDER BY {terms}"
             try:
                 reader = conn.sql(query).to_arrow_reader(min(row_group_size(self), DEFAULT_BATCH_SIZE))
-                tables = tables_of(reader, row_group_size(self))
-                return self._write(tables, types_of(dataset, reader.schema))
+                read = pa.schema([field.with_name(name) for field, name in zip(reader.schema, names, strict=True)])
+                tables = (table.rename_columns(names) for table in tables_of(reader, row_group_size(self)))
+                return self._write(tables, types_of(dataset, read))
             except (duckdb.Error, pa.ArrowException, OSError) as error:
                 raise translate_duckdb(error, query, [dataset]) from error
 
@@ -244,17 +249,27 @@ def _picked_views(array: pa.Array, indices: pa.Array) -> pa.Array:
     )
 
 
-def types_of(dataset: "DataSet", read: pa.Schema) -> pa.Schema:
-    """The schema of a dataset as Arrow reads it, in the order of the columns that DuckDB reads.
+def names_in_data(dataset: "DataSet", columns: Sequence[str]) -> list[str]:
+    """What the columns that DuckDB reads are called in the files: of two that differ in case only it calls the second another name.
 
     Raises:
-        InvalidArgument: columns differ in case only, which DuckDB does not tell apart.
+        InvalidArgument: that can't be said.
     """
+    if not isinstance(dataset, ParquetDataSet) or survives_duckdb(dataset):
+        return list(columns)
+    names = dataset.to_batch_reader().schema.names
+    if set(names) == set(columns):
+        return list(columns)
+    if dataset.union_by_name or len(names) != len(columns):
+        raise InvalidArgument(
+            f"columns whose names differ in case only can't be sorted, rename them: {', '.join(names)}"
+        )
+    return list(names)
+
+
+def types_of(dataset: "DataSet", read: pa.Schema) -> pa.Schema:
+    """The schema of a dataset as Arrow reads it, in the order of the columns that DuckDB reads."""
     if not isinstance(dataset, ParquetDataSet) or survives_duckdb(dataset):
         return read
     schema = dataset.to_batch_reader().schema
-    if set(schema.names) != set(read.names):
-        raise InvalidArgument(
-            f"columns whose names differ in case only can't be sorted, rename them: {', '.join(schema.names)}"
-        )
     return pa.schema([schema.field(name) for name in read.names], metadata=schema.metadata)

@@ -29,7 +29,12 @@ blobs = st.lists(
 )
 
 
-@drawn(keys=blobs, points=blobs, common=st.sampled_from([b"", b"https://", b"x" * 21]), cut=st.integers(0, 3))
+@drawn(
+    keys=blobs,
+    points=blobs,
+    common=st.sampled_from([b"", b"https://", b"x" * 21, b"x" * 505, b"x" * 600]),
+    cut=st.integers(0, 3),
+)
 @settings(max_examples=200, deadline=None)
 def test_search_of_blobs_is_that_of_lists(keys: list[bytes], points: list[bytes], common: bytes, cut: int) -> None:
     # No key is the beginning of another, as create_sort_key promises: an escape for zero and a terminator make it so.

@@ -23,7 +23,7 @@ from tests.unit.task.task_builders import TOP, attempt, given, rows, run, values
 blobs = st.lists(st.binary(max_size=20) | st.sampled_from([b"", b"aaaaaaaa", b"aaaaaaaab", b"\xff" * 17]), max_size=30)
 
 
-@drawn(blobs, st.sampled_from([b"", b"https://", b"x" * 21]), st.integers(0, 3))
+@drawn(blobs, st.sampled_from([b"", b"https://", b"x" * 21, b"x" * 505, b"x" * 600]), st.integers(0, 3))
 @settings(max_examples=200, deadline=None)
 def test_order_of_blobs_is_that_of_a_list(keys: list[bytes], common: bytes, cut: int) -> None:
     # as create_sort_key: none is the beginning of another
@@ -111,7 +111,7 @@ def test_texts_and_blobs_of_several_files_stay_with_their_rows(tmp_path_factory,
     assert sorted(map(repr, rows_found)) == sorted(repr(row) for content in files for row in content)
 
 
-def test_what_only_arrow_reads_as_it_is(ctx, parquet) -> None:
+def test_what_only_arrow_reads_as_it_is(ctx, parquet, how: str) -> None:
     table = pa.table({"u": pa.array([bytes([n] * 16) for n in (3, 1, 2)], pa.uuid()), "k": [1, 2, 3], "K": [3, 2, 1]})
     dataset = parquet(table)
     for by in ("u", "k", "K"):
