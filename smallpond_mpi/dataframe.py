@@ -17,6 +17,7 @@ from smallpond_mpi.logical.dataset import (
     PandasDataSet,
     ParquetDataSet,
 )
+from smallpond_mpi.logical.dataset.hive import hive_select_list
 from smallpond_mpi.logical.dataset.sniffing import csv_schema, json_schema
 from smallpond_mpi.logical.expressions import says_rows_alone
 from smallpond_mpi.logical.node import (
@@ -73,10 +74,24 @@ class Session(SessionBase):
         recursive: bool = False,
         columns: list[str] | None = None,
         union_by_name: bool = False,
+        hive_partitioning: bool = False,
     ) -> "DataFrame":
-        """Parquet files, patterns or directories; `union_by_name` lets files have different columns."""
-        dataset = ParquetDataSet(arguments.absolute_paths(paths), recursive=recursive, union_by_name=union_by_name)
+        """Parquet files, patterns or directories.
+
+        Args:
+            recursive: the files of directories within directories too.
+            union_by_name: files may have different columns.
+            hive_partitioning: what the names of directories say (`day=2024-01-01/`, as `write_parquet(partition_by=)` makes them) are columns too,
+                after those of the files: whole numbers, dates, timestamps, or text. Directories are looked into, whatever `recursive` is.
+        """
+        dataset = ParquetDataSet(
+            arguments.absolute_paths(paths), recursive=recursive or hive_partitioning, union_by_name=union_by_name
+        )
         frame = self._source(dataset)
+        if hive_partitioning:
+            by_path = hive_select_list(dataset.resolved_paths)
+            frame = self._source(dataset.project(generated_columns=["filename"])).map(by_path)
+            return frame if columns is None else frame.select(*arguments.texts(columns, "columns"))
         if columns is not None:
             dataset.columns = there(arguments.texts(columns, "columns"), schema_of(frame.plan), "columns")
             forget(frame.plan)

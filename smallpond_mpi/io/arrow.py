@@ -6,6 +6,7 @@ type as that of the next, and 2 GiB of text must fit in one chunk.
 
 import math
 import os
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -130,6 +131,9 @@ def cast_array(values: pa.Array, type_: pa.DataType) -> pa.Array:
         return pa.DictionaryArray.from_arrays(
             indices, cast_array(values.dictionary, type_.value_type), ordered=type_.ordered
         )
+    if is_uuid(type_) and _is_text(values.type):  # as which DuckDB hands UUIDs out
+        parsed = [None if text is None else uuid.UUID(text).bytes for text in values.to_pylist()]
+        return pa.array(parsed, pa.binary(16)).cast(type_)
     if not _holds_dictionary(values.type):
         return values.cast(type_)
     if pa.types.is_struct(values.type):
@@ -137,6 +141,15 @@ def cast_array(values: pa.Array, type_: pa.DataType) -> pa.Array:
         # field(i) honours the offset of a slice but not the parent's validity, which goes in by the mask
         return pa.StructArray.from_arrays(children, fields=list(type_), mask=values.is_null())
     return pa.array(values.to_pylist(), type_)
+
+
+def is_uuid(type_: pa.DataType) -> bool:
+    """Whether a type is Arrow's for UUIDs, or what holds them."""
+    return type_.equals(pa.uuid()) or type_.equals(pa.binary(16))
+
+
+def _is_text(type_: pa.DataType) -> bool:
+    return pa.types.is_string(type_) or pa.types.is_large_string(type_)
 
 
 def _holds_dictionary(type_: pa.DataType) -> bool:

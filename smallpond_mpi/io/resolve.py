@@ -38,7 +38,7 @@ def resolve(paths: Sequence[str], recursive: bool = False) -> list[str]:
     """The files, in the order of `paths`; those of a pattern or directory sorted. A path listed twice counts twice.
 
     A path is looked at only if it may be more than one file: patterns, names without a suffix (which are directories more often than
-    not), and every path with `recursive`. Raises InputNotFound for a pattern that matches nothing.
+    not), and every path with `recursive`. Raises InputNotFound for a pattern that matches nothing, and a directory of directories.
     """
     files: list[str] = []
     for path in map(without_scheme, paths):
@@ -47,7 +47,13 @@ def resolve(paths: Sequence[str], recursive: bool = False) -> list[str]:
         elif has_magic(path):
             files.extend([path] if os.path.isfile(path) else match(path, recursive))
         elif (recursive or not os.path.splitext(path)[1]) and os.path.isdir(path):
-            files.extend(files_in(path, recursive))
+            found = files_in(path, recursive)
+            if not found and not recursive and files_in(path, True):
+                raise InputNotFound(
+                    f"{path!r} holds directories and no files of its own: say recursive=True to look into them (and hive_partitioning=True in "
+                    "read_parquet if their names are columns, such as day=1)"
+                )
+            files.extend(found)
         else:
             files.append(path)
     return files

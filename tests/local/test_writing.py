@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import smallpond_mpi as sp
-from smallpond_mpi.common import InputNotFound, OutputExists
+from smallpond_mpi.common import InputNotFound, InvalidArgument, OutputExists
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +110,23 @@ def test_a_frame_whose_files_were_replaced_says_so(five: sp.DataFrame, tmp_path:
     with pytest.raises(InputNotFound, match=r"out/.*parquet' does not exist[\s\S]*test_writing.py:"):
         early.map("a + 1 as a").to_arrow()
     assert five.session.read_parquet(str(path)).count() == 2
+
+
+def test_directories_are_columns_again(session: sp.Session, tmp_path: Path) -> None:
+    keys = ["a/b", "c=d", "x y", None, "ü", "%41", "..", "q'q"]
+    rows = [{"k": key, "n n": number or None, "007": f"00{number}", "v": number} for number, key in enumerate(keys)]
+    path = str(tmp_path / "by")
+    session.from_items(rows).write_parquet(path, partition_by=["k", "n n", "007"])
+    found = session.read_parquet(path, hive_partitioning=True)
+    assert found.columns == ["v", "k", "n n", "007"]
+    assert [str(field.type) for field in found.schema][1:] == ["string", "int64", "string"]
+    assert sorted(found.take_all(), key=lambda row: row["v"]) == [
+        {name: row[name] for name in ("v", "k", "n n", "007")} for row in rows
+    ]
+    assert found.filter("k = 'ü'").repartition(2, by_rows=True).select("v").take_all() == [{"v": 4}]
+    few = session.read_parquet(f"{path}/*/*/*/*.parquet", columns=["k"], hive_partitioning=True)
+    assert few.group_by("k").count().count() == len(keys)
+    with pytest.raises(InputNotFound, match=r"directories and no files[\s\S]*recursive=True"):
+        session.read_parquet(path).count()
+    with pytest.raises(InvalidArgument, match="in no directories name=value"):
+        session.read_parquet(f"{path}/../x", hive_partitioning=True)
