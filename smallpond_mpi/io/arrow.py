@@ -145,11 +145,11 @@ def cast_array(values: pa.Array, type_: pa.DataType) -> pa.Array:
 
 def is_uuid(type_: pa.DataType) -> bool:
     """Whether a type is Arrow's for UUIDs, or what holds them."""
-    return type_.equals(pa.uuid()) or type_.equals(pa.binary(16))
+    return bool(type_.equals(pa.uuid()) or type_.equals(pa.binary(16)))
 
 
 def _is_text(type_: pa.DataType) -> bool:
-    return pa.types.is_string(type_) or pa.types.is_large_string(type_)
+    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_))
 
 
 def _holds_dictionary(type_: pa.DataType) -> bool:
