@@ -129,7 +129,7 @@ class JobFailed(SmallpondError, RuntimeError):
 
 
 STOPPED_EXIT_CODE = 75
-"""Exit code of a script whose job was asked to stop before it was done: EX_TEMPFAIL of sysexits.h, try again later."""
+"""Exit code of a script whose job was asked to stop before it was done, or lost a node: EX_TEMPFAIL of sysexits.h, try again later."""
 
 
 class JobStopped(SystemExit):

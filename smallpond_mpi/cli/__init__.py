@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from smallpond_mpi import forgotten
+from smallpond_mpi.cli import watched
 from smallpond_mpi.cli.ranks import send_home, serve
 from smallpond_mpi.execution.model import SCHEDULER_RANK
 from smallpond_mpi.platform import slurm
@@ -31,8 +32,14 @@ def main() -> NoReturn:
             talk.serve(os.environ)
         serve(os.environ)
     pid = os.getpid()
+    if rank == SCHEDULER_RANK:
+        watched.mark(watched.BEGUN, os.environ)
     try:
         _command(arguments)
+    except SystemExit as leaving:
+        if rank == SCHEDULER_RANK and leaving.code in (None, 0) and os.getpid() == pid:
+            watched.mark(watched.SUCCEEDED, os.environ)
+        raise
     finally:
         if rank == SCHEDULER_RANK and not forgotten.has_arrived() and os.getpid() == pid:
             send_home(os.environ)

@@ -1,6 +1,6 @@
 """Starts a command of ours on several ranks: finds the launcher that belongs to the MPI library which mpi4py will load, and becomes it.
 
-The launcher takes this process's place: terminal, signals and exit code are its own.
+The launcher takes this process's place: terminal, signals and exit code are its own. In a Slurm job of several nodes it is a child (`watched`).
 """
 
 import os
@@ -16,6 +16,7 @@ from typing import Literal, NoReturn
 import psutil
 
 from smallpond_mpi.cli.stdin import hand_over
+from smallpond_mpi.cli.watched import watch
 from smallpond_mpi.common import SmallpondError
 from smallpond_mpi.platform import slurm
 from smallpond_mpi.platform.binding import RANK_VARIABLES, refused
@@ -188,7 +189,7 @@ def remove_stale_session(env: Mapping[str, str]) -> None:
 
 
 def launch(n: int, arguments: Sequence[str], env: Mapping[str, str], *, ulfm: bool = True) -> NoReturn:
-    """Become the launcher of `smallpond-mpi arguments…` on n ranks.
+    """Become the launcher of `smallpond-mpi arguments…` on n ranks; in a job of several nodes watch over it.
 
     Raises:
         NoLauncher: there is none.
@@ -201,8 +202,14 @@ def launch(n: int, arguments: Sequence[str], env: Mapping[str, str], *, ulfm: bo
     needed = settings(launcher, n, is_root=os.geteuid() == 0, cores=cores)
     own_stdin = launcher.is_open_mpi_5 and hand_over(clean)
     line = command(launcher, n, arguments, ulfm=ulfm and launcher.is_open_mpi_5, own_stdin=own_stdin, nodes=_nodes(env))
-    if launcher.is_open_mpi_5:
-        remove_stale_session(clean)
     sys.stdout.flush()
     sys.stderr.flush()
+
+    def before_exec() -> None:
+        if launcher.is_open_mpi_5:
+            remove_stale_session(clean)
+
+    if _nodes(env) > 1:
+        sys.exit(watch(line, {**needed, **clean}, before_exec))
+    before_exec()
     os.execve(launcher.path, line, {**needed, **clean})

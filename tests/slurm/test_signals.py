@@ -91,6 +91,37 @@ def test_the_time_limit(cluster: Cluster, shared: Path) -> None:
     assert sorted(pq.read_table(warned / "out").column("n").to_pylist()) == list(range(10_000))
 
 
+@pytest.mark.fault
+@pytest.mark.skipif(not is_open_mpi(), reason="Open MPI's mpirun ends with 0 then, at once")
+def test_a_node_that_is_lost_in_the_midst(cluster: Cluster, shared: Path) -> None:
+    """mpirun ends with 0 long before Slurm knows that the node is dead: the job is requeued all the same, and goes on elsewhere."""
+    directory = shared / "crash"
+    slow_job(directory)
+    job = sbatch(cluster, directory, str(FILES / "requeue.sbatch"), "slow_pipeline.py", "in", "out", "3")
+    wait_until(lambda: is_in_the_midst(directory))
+    (victim,) = {
+        name
+        for name in cluster.nodes
+        if name != field(cluster, job, "BatchHost")
+        and cluster.run(["squeue", "-h", "-w", name, "-o", "%i"]).stdout.strip()
+    }
+    cluster.crash(victim)
+    output = directory / "requeue.sbatch.out"
+    try:
+        wait_until(lambda: "a node was lost" in output.read_text())
+        (directory / "go").touch()
+        # Slurm would find out after half a minute
+        cluster.run(["scontrol", "update", f"nodename={victim}", "state=down", "reason=crash"])
+        wait_until(lambda: is_over(cluster, job), deadline_secs=END_SECS)
+    finally:
+        cluster.start_node(victim)
+        cluster.wait_until_idle()
+    assert field(cluster, job, "JobState") == "COMPLETED", output.read_text()
+    assert field(cluster, job, "Restarts") == "1"
+    assert "taken up from an earlier run" in output.read_text()
+    assert sorted(pq.read_table(directory / "out").column("n").to_pylist()) == list(range(10_000))
+
+
 def test_a_heterogeneous_job_is_one_world_or_an_error(cluster: Cluster, shared: Path) -> None:
     """Two components: the batch script's options name them one after the other, with a colon between."""
     prepare(shared)

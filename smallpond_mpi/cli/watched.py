@@ -1,0 +1,63 @@
+"""Watches over a launcher of ranks on several nodes: mpirun has been seen to end with 0 when it lost a node, and with it the job.
+
+smallpond-mpi run ── starts ─▶ mpirun ── starts ─▶ rank 0, on this node
+        '── a directory ◀── "begun", then "succeeded" ──┘
+
+So 0 counts as success only if rank 0 says so too. (On one node there is nothing to lose: there the command becomes the launcher.)
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from types import FrameType
+
+from smallpond_mpi.common import STOPPED_EXIT_CODE
+from smallpond_mpi.platform.process import die_with_parent
+
+MARKS = "SMALLPOND_MPI_MARKS"
+"""Environment variable: the directory."""
+BEGUN, SUCCEEDED = "begun", "succeeded"
+FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+
+
+def mark(name: str, env: Mapping[str, str]) -> None:
+    """Rank 0 has come so far. Nothing happens where nobody watches, or watches from another machine."""
+    if MARKS in env:
+        with suppress(OSError), open(os.path.join(env[MARKS], name), "x"):
+            pass
+
+
+def watch(line: Sequence[str], env: Mapping[str, str], before_exec: Callable[[], None]) -> int:
+    """Run a launcher to its end; the exit code, STOPPED_EXIT_CODE if rank 0 was lost on the way. Signals go on to the launcher."""
+    with tempfile.TemporaryDirectory(prefix="sp-marks-") as marks:
+
+        def begin() -> None:
+            die_with_parent(signal.SIGTERM)
+            before_exec()
+
+        launcher = subprocess.Popen(line, env={**env, MARKS: marks}, preexec_fn=begin)
+
+        def forward(signum: int, frame: FrameType | None) -> None:
+            launcher.send_signal(signum)
+
+        for signum in FORWARDED:
+            signal.signal(signum, forward)
+        # Ctrl-C reaches the launcher by itself, which takes a second one for impatience
+        signal.signal(signal.SIGINT, signal.SIG_IGN if sys.stdin.isatty() else forward)
+        code = launcher.wait()
+        was_lost = code == 0 and _has(marks, BEGUN) and not _has(marks, SUCCEEDED)
+    if was_lost:
+        sys.stderr.write(
+            f"smallpond-mpi: {line[0]} ended with 0, but rank 0 had not come to its end: a node was lost. "
+            "The same script with the same job id (SP_JOBID) goes on where it was\n"
+        )
+        return STOPPED_EXIT_CODE
+    return code if code >= 0 else 128 - code
+
+
+def _has(marks: str, name: str) -> bool:
+    return os.path.exists(os.path.join(marks, name))
