@@ -26,7 +26,16 @@ from smallpond_mpi.logical.node.base import Node, shapes, topological
 from smallpond_mpi.logical.node.keyed import KeyedSqlNode, Side
 from smallpond_mpi.logical.node.reshape import ConsolidateNode, UnionNode
 from smallpond_mpi.logical.node.sql import SqlEngineNode
-from smallpond_mpi.logical.schema import Schema, bound, bound_query, no_column, place_of, refuse_twice, schema_of
+from smallpond_mpi.logical.schema import (
+    Schema,
+    bound,
+    bound_query,
+    names_in,
+    no_column,
+    place_of,
+    refuse_twice,
+    schema_of,
+)
 
 SqlNode = TypeVar("SqlNode", bound=SqlEngineNode)
 
@@ -219,11 +228,12 @@ def there(names: Iterable[str], schema: Schema | None, what: str) -> list[str]:
     """
     if schema is None:
         return list(names)
-    written = {name.lower(): name for name in schema}
+    known = names_in(schema)
+    written = {name.lower(): name for name in known}
     for name in names:
         if name.lower() not in written:
             raise ColumnNotFound(f"{what}: {no_column(name, schema)}{place_of()}")
-    return [name if name in schema else written[name.lower()] for name in names]
+    return [name if name in known else written[name.lower()] for name in names]
 
 
 def check_sort_keys(node: Node, keys: Sequence[SortKey]) -> None:
@@ -235,7 +245,7 @@ def check_sort_keys(node: Node, keys: Sequence[SortKey]) -> None:
     schema = schema_of(node)
     if schema is None:
         return
-    columns = list(schema)
+    columns = names_in(schema)
     try:
         directed = [key.among(columns) for key in keys]
     except ColumnNotFound as error:

@@ -9,6 +9,7 @@ import difflib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import closing, contextmanager, suppress
 from functools import cache, lru_cache
@@ -46,6 +47,20 @@ from smallpond_mpi.logical.node.sql import SqlEngineNode
 
 Schema = Mapping[str, Any]
 """DuckDB type of each column, in order."""
+
+RENAMED = re.compile(r"_\d+$")
+
+
+class SchemaWithTwins(dict[str, Any]):
+    """Columns of which some differ in case only: SQL calls the second of them another name (`A_1`), and takes its own for the first one's."""
+
+    twins: Sequence[str] = ()
+
+
+def names_in(schema: Schema) -> list[str]:
+    """The names of columns, as they are in the data and as SQL calls them."""
+    return [*schema, *(schema.twins if isinstance(schema, SchemaWithTwins) else ())]
+
 
 MAX_FILES_UNITED = 64
 """Files with different columns that are opened to learn all of them; of more the columns are not known beforehand."""
@@ -208,8 +223,19 @@ def _schema_of_parquet(dataset: ParquetDataSet) -> Schema | None:
     if not dataset.union_by_name:
         first = files[0]
         files = files_in(first, dataset.recursive)[:1] if os.path.isdir(first) else [first]
+    read = dataset._of_files(files)
     with scratch() as conn:
-        return _columns(conn.sql(f"SELECT * FROM {dataset._of_files(files).sql_query_fragment()}"))
+        columns = _columns(conn.sql(f"SELECT * FROM {read.sql_query_fragment()}"))
+    may_have_twins = any(RENAMED.search(name) for name in columns)
+    return _with_twins(columns, read.to_batch_reader().schema.names) if may_have_twins else columns
+
+
+def _with_twins(columns: Schema, names: Sequence[str]) -> Schema:
+    """The columns that SQL reads of those with these names."""
+    count = Counter(name.lower() for name in names)
+    made = SchemaWithTwins(columns)
+    made.twins = [name for name in names if count[name.lower()] > 1]
+    return made if made.twins else columns
 
 
 def schema_of_arrow(schema: pa.Schema) -> Schema:
@@ -218,7 +244,7 @@ def schema_of_arrow(schema: pa.Schema) -> Schema:
     with scratch() as conn:
         conn.register("given", schema.empty_table())
         try:
-            return _columns(conn.sql("FROM given"))
+            return _with_twins(_columns(conn.sql("FROM given")), schema.names)
         finally:
             conn.unregister("given")
 
@@ -296,6 +322,7 @@ def bound_query(
 ) -> Schema | None:
     """The columns of a query over inputs of these columns (see `bound`)."""
     tables = [schema for schema in schemas if schema is not None]
+    _refuse_twins(query, tables, node)
     if len(tables) < len(schemas):
         return None
     try:
@@ -312,6 +339,16 @@ def bound_query(
         return None
     refuse_twice([name for name, _ in columns], node)
     return dict(columns)
+
+
+def _refuse_twins(query: str, schemas: Iterable[Schema], node: Node | None) -> None:
+    """Refuse a query that may name a column of whose name there is another in another case: it would get the first one, whichever it means."""
+    for twins in (schema.twins for schema in schemas if isinstance(schema, SchemaWithTwins)):
+        if any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", query, re.IGNORECASE) for name in twins):
+            raise InvalidArgument(
+                f"the columns {', '.join(map(repr, twins))} differ in case only, which SQL does not tell apart: rename them first, by "
+                f"map_batches(lambda table: table.rename_columns([...])), or when they are read{place_of(node)}"
+            )
 
 
 Columns = tuple[tuple[str, Any], ...]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 import smallpond_mpi as sp
@@ -76,3 +77,21 @@ def test_a_group_without_keys_points_to_agg(df: sp.DataFrame) -> None:
     with pytest.raises(InvalidArgument, match=r"agg\(...\) of the DataFrame"):
         df.group_by()
     assert df.agg(n="count(*)").take_all() == [{"n": 9}]
+
+
+def test_columns_that_differ_in_case_only_are_never_mistaken(df: sp.DataFrame, tmp_path: Path) -> None:
+    """Of `A` SQL would read `a`."""
+    given = df.session.from_arrow(pa.table({"a": [3, 1], "A": ["x", "y"], "b": [1, 2]}))
+    given.write_parquet(str(tmp_path / "twins"))
+    for twins in (given, df.session.read_parquet(str(tmp_path / "twins")), given.repartition(2, by_rows=True)):
+        for wrong in (twins.select, twins.filter, twins.map, twins.distinct, twins.drop):
+            with pytest.raises(InvalidArgument, match=r"'a', 'A' differ in case only[\s\S]*test_columns_early.py:"):
+                wrong("A")
+        assert twins.select("b").take_all() == [{"b": 1}, {"b": 2}]
+        assert twins.repartition(2, hash_by="A").sort("A", descending=True).to_arrow().to_pylist()[0] == {
+            "a": 1,
+            "A": "y",
+            "b": 2,
+        }
+        renamed = twins.map_batches(lambda table: table.rename_columns(["a", "c", "b"]))
+        assert renamed.select("c").to_arrow()["c"].to_pylist() == ["x", "y"]
