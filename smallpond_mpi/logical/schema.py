@@ -49,6 +49,11 @@ Schema = Mapping[str, Any]
 """DuckDB type of each column, in order."""
 
 RENAMED = re.compile(r"_\d+$")
+"""What DuckDB adds to the second of two names that it takes for one."""
+MAX_FILES_UNITED = 64
+"""Files with different columns that are opened to learn all of them; of more the columns are not known beforehand."""
+MAX_TABLES = 2000
+KEPT_RULES = frozenset({"unused_columns", "cte_inlining", "deliminator"})
 
 
 class SchemaWithTwins(dict[str, Any]):
@@ -62,12 +67,7 @@ def names_in(schema: Schema) -> list[str]:
     return [*schema, *(schema.twins if isinstance(schema, SchemaWithTwins) else ())]
 
 
-MAX_FILES_UNITED = 64
-"""Files with different columns that are opened to learn all of them; of more the columns are not known beforehand."""
-
 _known: "WeakKeyDictionary[Node, Schema | None]" = WeakKeyDictionary()
-MAX_TABLES = 2000
-KEPT_RULES = frozenset({"unused_columns", "cte_inlining", "deliminator"})
 
 
 @contextmanager
