@@ -30,7 +30,7 @@ from smallpond_mpi.common import MB, SmallpondError  # noqa: E402
 from smallpond_mpi.execution.model import SCHEDULER_RANK, Capacity, Rank  # noqa: E402
 from smallpond_mpi.execution.transport import PeerGone, Received  # noqa: E402
 from smallpond_mpi.platform import discover  # noqa: E402
-from smallpond_mpi.platform.binding import SRUN, LocalRank, launched_size, launcher_of  # noqa: E402
+from smallpond_mpi.platform.binding import SRUN, LocalRank, has_long_addresses, launched_size, launcher_of  # noqa: E402
 
 CHUNK_BYTES = 64 * MB
 IN_FLIGHT = 4
@@ -351,16 +351,6 @@ def start(env: Mapping[str, str]) -> tuple[MpiTransport, World]:
     local: tuple[LocalRank, ...] = tuple(node.allgather(me))
     capacity = discover.capacity(rank, local, env, world_size=comm.Get_size())
     return MpiTransport(comm), World(rank, comm.Get_size(), socket.gethostname(), local, capacity)
-
-
-def has_long_addresses(env: Mapping[str, str], library: str) -> bool:
-    """Whether this is an MPICH over UCX that Slurm's pmi2 may cut short, and that could go over libfabric as well.
-
-    Addresses of UCX, with what lies behind them in memory, take nine parts of an exchange that MPICH 5.0 sends Slurm 22.05 damaged in one of eight starts, and nearly
-    always in some programs ("value not properly terminated"). Libfabric's are short: 33 of 33 such starts went well. Messages here are few and small.
-    """
-    device = next((line for line in library.splitlines() if line.startswith("MPICH Device")), "")
-    return launcher_of(env) == SRUN and "PMI_FD" in env and "ch4:ucx" in device and " ofi" in device
 
 
 def _leave_init_together() -> None:

@@ -13,6 +13,7 @@ from smallpond_mpi.platform.binding import (
     divide_cpus,
     divide_gpus,
     divide_memory,
+    has_long_addresses,
     launched_by_mpi,
     launched_size,
     launcher_of,
@@ -158,3 +159,19 @@ def test_launchers_are_named() -> None:
     assert launcher_of({"SLURM_STEP_ID": "0", "MPI_LOCALNRANKS": "2", "PMI_FD": "9"}) == "MPICH's mpirun"
     assert launcher_of({"SLURM_STEP_ID": "0", "OMPI_COMM_WORLD_SIZE": "2"}) == "Open MPI's mpirun"
     assert launcher_of({}) == "the launcher"
+
+
+@pytest.mark.parametrize(
+    ("device", "env", "is_long"),
+    [
+        ("ch4:ucx ofi", {"PMI_FD": "9", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "3"}, True),
+        ("ch4:ucx", {"PMI_FD": "9", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "3"}, False),  # there is no other way
+        ("ch4:ofi", {"PMI_FD": "9", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "3"}, False),
+        ("ch4:ucx ofi", {"PMI_FD": "9", "MPI_LOCALNRANKS": "3"}, False),  # its own mpirun
+        ("ch4:ucx ofi", {"PMIX_RANK": "0", "SLURM_STEP_ID": "0"}, False),
+    ],
+)
+def test_an_mpich_whose_addresses_slurm_damages(device: str, env: dict[str, str], is_long: bool) -> None:
+    library = f"MPICH Version:      5.0.2\nMPICH ABI:          18:2:6\nMPICH Device:       {device}\nMPICH CC: cc\n"
+    assert has_long_addresses(env, library) is is_long
+    assert not has_long_addresses(env, "Open MPI v5.0.11, package: Open MPI root@b Distribution")

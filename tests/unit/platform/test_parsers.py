@@ -3,7 +3,7 @@
 import pytest
 
 from smallpond_mpi.platform import cgroup, slurm
-from smallpond_mpi.platform.topology import FAR, Topology, allowed_cpus, distances, parse_cpu_list
+from smallpond_mpi.platform.topology import FAR, Ticks, Topology, allowed_cpus, cpu_ticks, distances, parse_cpu_list
 
 GB = 1 << 30
 MB = 1 << 20
@@ -145,3 +145,15 @@ def test_memory_granted(env: dict[str, str], by_srun: bool, megabytes: int | Non
 )
 def test_gpus_granted(env: dict[str, str], indices: tuple[str, ...] | None) -> None:
     assert slurm.gpu_indices(env) == indices
+
+
+def test_the_time_of_cpus() -> None:
+    """A /proc/stat made up after proc(5): the second CPU waited for a disk, and its hypervisor had others to serve."""
+    text = (
+        "cpu  300 0 100 1500 50 0 10 40 0 0\n"
+        "cpu0 200 0 100 700 0 0 0 0 0 0\n"
+        "cpu11 100 0 0 800 50 0 10 40 7 7\n"
+        "intr 12 0 0\nctxt 5\n"
+    )
+    assert cpu_ticks(text) == {0: Ticks(300, 1000), 11: Ticks(150, 1000)}
+    assert cpu_ticks("") == {}
