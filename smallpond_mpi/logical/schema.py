@@ -459,8 +459,14 @@ def columns_read(query: str, schemas: Sequence[Schema]) -> list[list[str]] | Non
         return None
     read = [scans[table] for table in tables]
     return [
-        [name for name in schema if names is None or name in names] for schema, names in zip(schemas, read, strict=True)
+        [name for name in schema if names is None or _is_read(name, names)]
+        for schema, names in zip(schemas, read, strict=True)
     ]
+
+
+def _is_read(name: str, scanned: Set[str]) -> bool:
+    """Whether a column is scanned, or a field of it: `s.a` may be either's name, and is taken for both."""
+    return name in scanned or any(other.startswith(f"{name}.") for other in scanned)
 
 
 @lru_cache(MAX_TABLES)

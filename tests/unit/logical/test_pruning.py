@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -147,3 +148,11 @@ def test_columns_read(ctx: Context, source: Source, query: str, read: list[list[
     schema = schema_of(source("numbers", "a", "b", "c"))
     assert schema is not None
     assert columns_read(query, [schema, schema]) == read
+
+
+def test_a_field_of_a_struct_reads_its_column() -> None:
+    kind = duckdb.struct_type({"a": duckdb.type("INTEGER"), "b c": duckdb.struct_type({"x": duckdb.type("INTEGER")})})
+    columns = {"s": kind, "s.a": duckdb.type("INTEGER"), 'q"r': kind, "v": duckdb.type("INTEGER"), "sa": kind}
+    assert columns_read("SELECT s.a FROM {0}", [columns]) == [["s", "s.a"]]
+    assert columns_read('SELECT v, "q""r"."b c".x FROM {0}', [columns]) == [['q"r', "v"]]
+    assert columns_read("SELECT sa['a'], count(*) FROM {0} GROUP BY 1", [columns]) == [["sa"]]
