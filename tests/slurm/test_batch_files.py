@@ -13,7 +13,7 @@ import pytest
 from tests.executor_bench import wait_until
 from tests.launch import is_open_mpi, launcher
 from tests.slurm.cluster.cluster import Cluster
-from tests.slurm.jobs import BIN, MPI
+from tests.slurm.jobs import BIN, END_SECS, MPI
 from tests.slurm.test_launches import EXPECTED, prepare, rows
 
 pytestmark = pytest.mark.skipif(launcher() is None, reason="no mpirun beside this python")
@@ -43,7 +43,7 @@ def field(cluster: Cluster, job: str, name: str) -> str:
 
 def wait(cluster: Cluster, directory: Path, job: str, state: str = "COMPLETED") -> str:
     """What a job had printed when it had ended in this state."""
-    wait_until(lambda: is_over(cluster, job))
+    wait_until(lambda: is_over(cluster, job), deadline_secs=END_SECS)
     output = "".join(path.read_text() for path in directory.glob("*.out"))
     assert field(cluster, job, "JobState") == state, output
     return output
@@ -67,7 +67,7 @@ def test_an_array_with_gaps_is_run_again_in_part_and_collected(cluster: Cluster,
     (shared / "fail-7").touch()
     arguments = ["shard_pipeline.py", "in", "out", "files"]
     array = sbatch(cluster, shared, "--array=1,3,7-9%2", str(FILES / "array.sbatch"), *arguments)
-    wait_until(lambda: is_over(cluster, array))
+    wait_until(lambda: is_over(cluster, array), deadline_secs=END_SECS)
     shares = [json.loads((shared / f"files-{index}.json").read_text()) for index in (1, 3, 7, 8, 9)]
     assert [Path(path).name for share in shares for path in share] == sorted(os.listdir(shared / "in"))
     assert {len(share) for share in shares} == {4}
