@@ -160,11 +160,6 @@ class ExecSqlQueryMixin(Task):
         assert self.memory_limit is not None, "a running task has a memory limit"
         return max(1, int(self.memory_limit * self.memory_overcommit_ratio))
 
-    @property
-    def reads_views(self) -> bool:
-        """Whether texts and blobs come to Arrow as views (16 bytes a value, beside the content), which are moved without their content."""
-        return False
-
     @contextmanager
     def connection(self, queries: Sequence[str] = ()) -> Iterator[duckdb.DuckDBPyConnection]:
         """A prepared connection for these statements: a cursor of the kept instance where they can't leave a trace in it."""
@@ -213,8 +208,6 @@ class ExecSqlQueryMixin(Task):
             "SET preserve_insertion_order=true",
             "SET enable_progress_bar=false",
             "SET arrow_large_buffer_size=true",
-            f"SET produce_arrow_string_view={str(self.reads_views).lower()}",
-            f"SET arrow_output_version={'1.4' if self.reads_views else '1.0'}",
         ]
         if self.enable_temp_directory:
             settings.append(f"SET temp_directory={quote_text(self.temp_abspath)}")

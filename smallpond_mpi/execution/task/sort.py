@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -33,8 +32,8 @@ from smallpond_mpi.execution.task.output import (
 from smallpond_mpi.execution.task.partition import Inputs
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.execution.task.sort_key import InputKeys, SortKey
-from smallpond_mpi.io.arrow import cast_table, convert_types_to_large_string
-from smallpond_mpi.io.packed import Int64s, WriteOptions, writer_arguments
+from smallpond_mpi.io.arrow import cast_table
+from smallpond_mpi.io.packed import WriteOptions, writer_arguments
 from smallpond_mpi.io.parquet import read_footer
 from smallpond_mpi.logical.dataset import ParquetDataSet
 from smallpond_mpi.logical.dataset.quoting import quote_names
@@ -132,13 +131,8 @@ class SortTask(KeyedTask):
         order = order_of(keys)
         self.add_elapsed_time("compute time (secs)")
         step = row_group_size(self)
-        tables = (picked(table, order[begin : begin + step]) for begin in range(0, len(order), step))
-        return self._write(tables, convert_types_to_large_string(table.schema))
-
-    @property
-    def reads_views(self) -> bool:
-        """In memory batches become one piece, and rows are picked, by moving views; a text is copied once, where it is written."""
-        return not self.enable_temp_directory
+        tables = (table.take(pa.array(order[begin : begin + step])) for begin in range(0, len(order), step))
+        return self._write(tables, table.schema)
 
     @property
     def chunk_rows(self) -> int:
@@ -222,31 +216,6 @@ def in_one_piece(table: pa.Table) -> pa.Table:
     for number, column in enumerate(columns):
         columns[number] = column.combine_chunks()
     return pa.Table.from_arrays(columns, names)
-
-
-def picked(table: pa.Table, rows: Int64s) -> pa.Table:
-    """Some rows of a table in one piece, in the order given. Of views only the views are copied, not what they show."""
-    indices = pa.array(rows)
-    columns = [
-        _picked_views(column.chunk(0), indices) if is_view(column.type) else column.take(indices)
-        for column in table.columns
-    ]
-    return pa.Table.from_arrays(columns, table.column_names)
-
-
-def is_view(kind: pa.DataType) -> bool:
-    """Whether values are views of content that stands elsewhere."""
-    return bool(pa.types.is_string_view(kind) or pa.types.is_binary_view(kind))
-
-
-def _picked_views(array: pa.Array, indices: pa.Array) -> pa.Array:
-    """What `take` does, for which Arrow has no kernel of views."""
-    _, views, *content = array.buffers()
-    every = np.frombuffer(views, np.uint64).reshape(-1, 2)[array.offset : array.offset + len(array)]
-    validity = array.is_valid().take(indices).buffers()[1] if array.null_count else None
-    return pa.Array.from_buffers(
-        array.type, len(indices), [validity, pa.py_buffer(every[indices.to_numpy()]), *content]
-    )
 
 
 def names_in_data(dataset: "DataSet", columns: Sequence[str]) -> list[str]:
