@@ -218,14 +218,16 @@ class ExecSqlQueryMixin(Task):
         conn: duckdb.DuckDBPyConnection,
         input_datasets: "Sequence[DataSet]",
         filesystem: "AbstractFileSystem | None" = None,
+        queries: Sequence[str] = (),
     ) -> list[str]:
-        """A temporary view for each dataset; returns their names, which need no quotes."""
+        """A temporary view for each dataset, which `queries` are to read; returns their names, which need no quotes."""
         names = []
         for dataset in input_datasets:
             name = f"{INPUT_VIEW_PREFIX}_{self.id}_{self.input_view_index:06d}"
             self.input_view_index += 1
             fragment = dataset.sql_query_fragment(filesystem, conn)
-            self.exec_query(conn, f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT * FROM {fragment}", log_query=False)
+            rows = rows_for(queries, fragment)
+            self.exec_query(conn, f"CREATE OR REPLACE TEMP VIEW {name} AS {rows}", log_query=False)
             names.append(name)
         return names
 
@@ -258,6 +260,20 @@ class ExecSqlQueryMixin(Task):
         if log_output:
             log.info("%s: %s gives\n%s", self.key, query_statement, conn.fetchall())
         return conn
+
+
+HOLDS_GROUPS = re.compile(r"\b(over|asof)\b", re.IGNORECASE)
+
+
+def rows_for(queries: Sequence[str], fragment: str) -> str:
+    """The rows of a dataset's query as these queries are to read them.
+
+    To DuckDB 2.0 each branch of a UNION ALL is a pipeline of its own, whose partitions a window (or ASOF join) holds apart until the end: over
+    82 parts of a partition of 330 MB it took 12 GB. Put together first, which takes what it holds anyway, it took 0.5, in the same time.
+    """
+    if " UNION ALL " in fragment and any(map(HOLDS_GROUPS.search, queries)):
+        return f"WITH __rows AS MATERIALIZED {fragment} SELECT * FROM __rows"
+    return f"SELECT * FROM {fragment}"
 
 
 def is_harmless(query: str) -> bool:

@@ -18,7 +18,7 @@ from smallpond_mpi.common import (
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.task.deps import Dependencies
-from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin, split_statements
+from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin, rows_for, split_statements
 from smallpond_mpi.execution.task.output import copy_to_parquet, input_facts, is_unknown, nothing_of, written_dataset
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.logical.dataset import ParquetDataSet, SqlQueryDataSet
@@ -162,7 +162,7 @@ class SqlEngineTask(ExecSqlQueryMixin, Task):
         with self.connection(
             self._queries_on([f"input_{index}" for index in range(len(datasets))], batch_index)
         ) as conn:
-            views = self.create_input_views(conn, datasets)
+            views = self.create_input_views(conn, datasets, queries=self.sql_queries)
             self.add_elapsed_time("input load time (secs)")
             *first, last = self._statements(views, batch_index)
             for statement in first:
@@ -235,9 +235,8 @@ def build_query(
     views = {}
     for index, dataset in enumerate(datasets):
         view = f"{INPUT_VIEW_PREFIX}_left_{number:06d}_{index:06d}"
-        conn.execute(
-            f"CREATE OR REPLACE TEMP VIEW {view} AS SELECT * FROM {dataset.sql_query_fragment(filesystem, conn)}"
-        )
+        rows = rows_for([query], dataset.sql_query_fragment(filesystem, conn))
+        conn.execute(f"CREATE OR REPLACE TEMP VIEW {view} AS {rows}")
         views[str(index)] = view
     ((statement, _),) = split_statements(format_query(query, names | views))
     return statement

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -12,7 +13,7 @@ from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.model import WorkStatus
 from smallpond_mpi.execution.task import PartitionInfo, SqlEngineTask, engine
 from smallpond_mpi.execution.task.sql import format_query
-from smallpond_mpi.logical.dataset import CsvDataSet, ParquetDataSet
+from smallpond_mpi.logical.dataset import CsvDataSet, ParquetDataSet, parquet_sql
 from smallpond_mpi.logical.udf import PythonUDFContext, UDFType
 from tests.unit.task.task_builders import TOP, attempt, given, rows, run, values
 
@@ -259,3 +260,26 @@ def test_functions_of_the_user_are_bound_and_their_errors_are_not_the_querys(ctx
 
 def test_one_line(ctx) -> None:
     assert sql(ctx, ["select\n 1", "select  2"]).oneline_query == "select 1; select 2"
+
+
+def test_windows_over_many_parts_of_files_take_no_more_memory_than_over_one(
+    ctx, parquet, monkeypatch, tmp_path
+) -> None:
+    """DuckDB held what it needs for a window once a part: 3 GB here."""
+    monkeypatch.setattr(
+        parquet_sql, "MAX_VIEW_BYTES", 0
+    )  # parts of some MB are read by a scan each; these are not so large
+    path = str(tmp_path / "packed.parquet")
+    numbers = pa.array(range(80 * 20_000), pa.int64())
+    table = pa.table({"k": pc.divide(numbers, 4), "v": numbers, "w": pc.cast(numbers, pa.float64())})
+    pq.write_table(table, path, row_group_size=10_000)
+    whole = ParquetDataSet([path])
+    parts = [item for part in whole.partition_by_rows(80) for item in part.resolved_row_ranges]
+    query = (
+        "select *, sum(v) over (partition by k) as s, row_number() over (partition by k order by v desc) as r from {0}"
+    )
+    task = sql(ctx, query, whole._with_ranges(parts), memory_limit=500_000_000)
+    found = run(task).to_arrow_table().sort_by("v")
+    assert found.num_rows == len(numbers)
+    assert found["s"][:8].to_pylist() == [0 + 1 + 2 + 3] * 4 + [4 + 5 + 6 + 7] * 4
+    assert found["r"][:8].to_pylist() == [4, 3, 2, 1] * 2
