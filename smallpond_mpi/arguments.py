@@ -112,10 +112,11 @@ def table_of_items(items: Any) -> "arrow.Table":
     rows = [item if isinstance(item, dict) else {"item": item} for item in items]
     if not rows:
         return arrow.table({"item": arrow.nulls(0)})
-    names = list(
-        dict.fromkeys(name for row in rows for name in row)
-    )  # of all rows: what the first lacks must not be lost
-    if not names or not all(isinstance(name, str) for name in names):
+    # of all rows: what the first lacks must not be lost
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    if not names:
+        raise InvalidArgument(f"from_items: the rows have no columns: {shown(rows[0])}")
+    if not all(isinstance(name, str) for name in names):
         raise InvalidArgument(
             f"from_items: the keys of dicts are names of columns, and must be texts: {shown(rows[0])}"
         )
