@@ -1,5 +1,6 @@
 """What all tests share: how they are spread over pytest's processes."""
 
+import signal
 from typing import Any
 
 import pytest
@@ -15,6 +16,12 @@ class ByFile(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
         return ONE_AT_A_TIME if path.startswith(ONE_AT_A_TIME) else path
+
+
+def pytest_configure() -> None:
+    """Programs that tests start are to hear of Ctrl-C, also where a shell started the tests in the background and had them ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:

@@ -34,20 +34,27 @@ def mark(name: str, env: Mapping[str, str]) -> None:
 def watch(line: Sequence[str], env: Mapping[str, str], before_exec: Callable[[], None]) -> int:
     """Run a launcher to its end; the exit code, STOPPED_EXIT_CODE if rank 0 was lost on the way. Signals go on to the launcher."""
     with tempfile.TemporaryDirectory(prefix="sp-marks-") as marks:
+        launcher: subprocess.Popen[bytes] | None = None
+        early: list[int] = []
 
         def begin() -> None:
             die_with_parent(signal.SIGTERM)
             before_exec()
 
-        launcher = subprocess.Popen(line, env={**env, MARKS: marks}, preexec_fn=begin)
-
         def forward(signum: int, frame: FrameType | None) -> None:
-            launcher.send_signal(signum)
+            if launcher is None:
+                early.append(signum)
+            else:
+                launcher.send_signal(signum)
 
-        for signum in FORWARDED:
-            signal.signal(signum, forward)
-        # Ctrl-C reaches the launcher by itself, which takes a second one for impatience
-        signal.signal(signal.SIGINT, signal.SIG_IGN if sys.stdin.isatty() else forward)
+        for signum in (signal.SIGINT, *FORWARDED):
+            if signal.getsignal(signum) is not signal.SIG_IGN:
+                signal.signal(signum, forward)
+        launcher = subprocess.Popen(line, env={**env, MARKS: marks}, preexec_fn=begin)
+        for one in early:
+            launcher.send_signal(one)
+        if sys.stdin.isatty():  # Ctrl-C reaches the launcher by itself, which takes a second one for impatience
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         code = launcher.wait()
         was_lost = code == 0 and _has(marks, BEGUN) and not _has(marks, SUCCEEDED)
     if was_lost:

@@ -104,7 +104,7 @@ def test_items_keep_the_keys_of_all_rows(session: sp.Session) -> None:
     ("make", "says"),
     [
         (lambda s: s.from_items([{1: 2}]), "names of columns"),
-        (lambda s: s.from_items([{}]), "names of columns"),
+        (lambda s: s.from_items([{}]), "no columns"),
         (lambda s: s.from_items([{"a": 1}, {"a": "x"}]), "column 'a'"),
         (lambda s: s.from_pandas(pd.DataFrame()), "no columns"),
         (lambda s: s.from_pandas(pd.DataFrame({"o": [1, "a"]}, dtype=object)), "column 'o'"),
