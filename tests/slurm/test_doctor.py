@@ -111,7 +111,7 @@ def test_too_little_memory(cluster: Cluster, shared: Path) -> None:
     assert "-> ask for more (--mem, --mem-per-cpu)" in text
 
 
-@pytest.mark.skipif(not is_open_mpi(), reason="MPICH's ranks don't start by srun every time")
+@pytest.mark.skipif(not is_open_mpi(), reason="MPICH over UCX, without libfabric, does not start by srun every time")
 def test_ranks_bound_to_one_core(cluster: Cluster, shared: Path) -> None:
     """Of the two that the job has there."""
     line = f"{SRUN} -n2 --cpu-bind=map_cpu:0,0 {DOCTOR} {shared}/root"

@@ -40,7 +40,7 @@ def examine(data_root: str, env: Mapping[str, str], as_json: bool) -> int:
     others = Others(place)
     try:
         ranks, found = _examine(place, others, data_root, env)
-    except BaseException:
+    except BaseException:  # whatever it was (Ctrl-C too), it is raised again once the others are told
         if place.transport is None:
             raise
         traceback.print_exc()

@@ -265,7 +265,7 @@ def test_one_line(ctx) -> None:
 def test_windows_over_many_parts_of_files_take_no_more_memory_than_over_one(
     ctx, parquet, monkeypatch, tmp_path
 ) -> None:
-    """DuckDB held what it needs for a window once a part: 3 GB here."""
+    """DuckDB held what it needs for a window once a part: this limit was too little."""
     monkeypatch.setattr(
         parquet_sql, "MAX_VIEW_BYTES", 0
     )  # parts of some MB are read by a scan each; these are not so large
