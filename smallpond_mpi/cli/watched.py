@@ -21,7 +21,9 @@ from smallpond_mpi.platform.process import die_with_parent
 MARKS = "SMALLPOND_MPI_MARKS"
 """Environment variable: the directory."""
 BEGUN, SUCCEEDED = "begun", "succeeded"
-FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Whatever becomes of them here: the command has SIGUSR1 ignored until somebody can answer it."""
+FORWARDED_UNLESS_IGNORED = (signal.SIGINT, signal.SIGHUP)  # nohup, and the background of a shell
 
 
 def mark(name: str, env: Mapping[str, str]) -> None:
@@ -47,9 +49,9 @@ def watch(line: Sequence[str], env: Mapping[str, str], before_exec: Callable[[],
             else:
                 launcher.send_signal(signum)
 
-        for signum in (signal.SIGINT, *FORWARDED):
-            if signal.getsignal(signum) is not signal.SIG_IGN:
-                signal.signal(signum, forward)
+        kept = [one for one in FORWARDED_UNLESS_IGNORED if signal.getsignal(one) is not signal.SIG_IGN]
+        for signum in (*FORWARDED, *kept):
+            signal.signal(signum, forward)
         launcher = subprocess.Popen(line, env={**env, MARKS: marks}, preexec_fn=begin)
         for one in early:
             launcher.send_signal(one)

