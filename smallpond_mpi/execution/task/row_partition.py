@@ -235,7 +235,9 @@ def _is_repeated(column: pa.Array, most: int) -> bool:
     kind = column.type
     if pa.types.is_dictionary(kind):
         return True
-    if pa.types.is_boolean(kind) or pa.types.is_floating(kind) or not (pa.types.is_primitive(kind) or _is_text(kind)):
+    if pa.types.is_boolean(kind) or pa.types.is_floating(kind):
+        return False
+    if not (pa.types.is_primitive(kind) or pa.types.is_decimal(kind) or _is_text(kind)):
         return False
     return bool(most) and pc.count_distinct(column, mode="all").as_py() <= most
 

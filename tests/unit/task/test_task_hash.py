@@ -310,12 +310,22 @@ def test_a_full_disk_is_told(ctx, parquet, monkeypatch) -> None:
 
 def test_columns_with_few_values_are_written_with_a_dictionary(ctx, parquet) -> None:
     rng = np.random.default_rng(3)
-    table = pa.table({"few": rng.choice(["red", "green"], 20_000), "many": rng.integers(0, 1 << 60, 20_000)})
-    (path,) = set(run(hashed(ctx, "duckdb", parquet(table), "many")).resolved_paths)
+    many = rng.integers(0, 1 << 40, 20_000)
+    columns = {
+        "few": pa.array(rng.choice(["red", "green"], 20_000)),
+        "few_sums": pa.array(rng.integers(0, 50, 20_000)).cast(pa.decimal128(21, 2)),
+        "many": pa.array(many),
+        "many_sums": pa.array(many).cast(pa.decimal128(21, 2)),
+    }
+    output = run(hashed(ctx, "duckdb", parquet(pa.table(columns)), "many", drop_partition_column=True))
+    (path,) = set(output.resolved_paths)
     group = pq.read_metadata(path).row_group(0)
     encodings = {group.column(i).path_in_schema: group.column(i).encodings for i in range(group.num_columns)}
-    assert any("DICTIONARY" in name for name in encodings["few"])
-    assert not any("DICTIONARY" in name for name in encodings["many"])
+    with_dictionary = {name for name, used in encodings.items() if any("DICTIONARY" in one for one in used)}
+    assert with_dictionary == {"few", "few_sums"}
+    assert sorted(row for p in range(N) for row in rows(output[p])) == sorted(
+        zip(*(column.to_pylist() for column in columns.values()), strict=True)
+    )
 
 
 @pytest.mark.parametrize("engine", ENGINES)
