@@ -8,9 +8,10 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from smallpond_mpi.common import InvalidArgument, SmallpondError
 from smallpond_mpi.config import Config
@@ -25,6 +26,9 @@ LIBRARY_DIR = os.path.dirname(os.__file__) + os.sep
 _place: Place | None = None
 _job: Any = None  # the last Job that was opened here; workers never load its class
 _stop_reason: str | None = None  # from a SIGUSR1
+_terminated_at: float | None = None  # when a SIGTERM came
+REPEAT_SECS = 30.0
+"""For so long after a SIGTERM another is a repetition: Slurm sends several, srun passes them on, and none of them must break off the end in order."""
 
 
 def current() -> Any:
@@ -148,7 +152,12 @@ def _on_sigusr1(signum: int, frame: FrameType | None) -> None:
             job.ask_to_stop(_stop_reason)
 
 
-def _on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
+def _on_sigterm(signum: int, frame: FrameType | None) -> None:
+    global _terminated_at
+    now = time.monotonic()
+    if _terminated_at is not None and now < _terminated_at + REPEAT_SECS:
+        return
+    _terminated_at = now
     job = current()
     if job is not None:
         job.failure = "terminated (SIGTERM)"
@@ -169,6 +178,8 @@ def _say(line: str) -> None:
 
 
 def _shut_down_at_exit() -> None:
+    if signal.getsignal(signal.SIGTERM) is _on_sigterm:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this is the end already
     try:
         job = current()
         if job is not None:

@@ -29,7 +29,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     shared = getattr(item, "funcargs", {}).get("shared")
     if report.failed and shared is not None:
-        for path in sorted(shared.glob("*.out")):
+        for path in sorted(shared.rglob("*.out")):
             if path.is_file():
                 report.sections.append((str(path), path.read_text(errors="replace")[-4000:]))
     return report

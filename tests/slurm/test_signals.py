@@ -31,8 +31,8 @@ def test_what_srun_ends_at_all_ranks_ends_in_order(cluster: Cluster, shared: Pat
     (root,) = [path.parent for path in (shared / "root").glob("*/journal")]
     wait_until((root / "status").exists)  # Slurm calls a job over when it has told it to end
     assert (root / "status").read_text() == "failure: terminated (SIGTERM)\n"
+    wait_until(lambda: "terminated (SIGTERM)" in (shared / f"{first}.out").read_text())
     output = (shared / f"{first}.out").read_text()
-    assert "terminated (SIGTERM)" in output
     assert "start the script with SP_JOBID=" in output
     wait_until(lambda: cluster.run(["squeue", "-h", "-j", str(first), "-t", "COMPLETING"]).stdout == "")
     (shared / "go").touch()
@@ -80,7 +80,7 @@ def test_the_time_limit(cluster: Cluster, shared: Path) -> None:
     (root,) = [path.parent for path in (shared / "root").glob("*/journal")]
     wait_until((root / "status").exists)
     assert (root / "status").read_text() == "failure: terminated (SIGTERM)\n"
-    assert "start the script with SP_JOBID=" in over.output
+    wait_until(lambda: "start the script with SP_JOBID=" in (late / f"{ended}.out").read_text())
 
     wait_until(lambda: is_over(cluster, requeued), deadline_secs=END_SECS)
     output = (warned / "requeue.sbatch.out").read_text()
