@@ -38,6 +38,11 @@ class Trouble:
         """Whether it has failed, or died with a rank: then nothing is queued behind it or before it."""
         return self.charged > 0 or self.deaths > 0
 
+    def avoid_rank(self, rank: Rank) -> None:
+        """The next attempt had better be elsewhere."""
+        self.n_there = self.n_there + 1 if self.avoid == rank else 1
+        self.avoid = rank
+
     def tell(self, line: str) -> None:
         """Keep a line of the story; in a long one the middle is dropped."""
         self.lines += 1
@@ -77,8 +82,7 @@ def judge(
             return f"it was running at the death of {trouble.deaths} ranks"
         return None
     if kind in ELSEWHERE:
-        trouble.n_there = trouble.n_there + 1 if trouble.avoid == rank else 1
-        trouble.avoid = rank
+        trouble.avoid_rank(rank)
     if kind is FailureKind.NOT_STARTED:
         trouble.not_started += 1
         if trouble.not_started >= policy.max_not_started:
@@ -88,8 +92,11 @@ def judge(
     if kind is FailureKind.BAD_INPUT:
         return "its input is bad, which another attempt can't change"
     if kind is FailureKind.OUT_OF_MEMORY and granted_bytes < largest_bytes:
-        trouble.memory_bytes = min(max(2 * granted_bytes, sibling_bytes, 1), largest_bytes)
-        return None
+        raised = min(max(2 * granted_bytes, sibling_bytes, 1), largest_bytes)
+        if raised > (trouble.memory_bytes or 0):
+            trouble.memory_bytes = raised
+            return None
+        trouble.avoid_rank(rank)  # it has less than the largest, which gets to try
     trouble.charged += 1
     if trouble.charged < policy.max_fail_count:
         return None

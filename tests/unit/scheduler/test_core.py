@@ -136,6 +136,25 @@ def test_out_of_memory_doubles_the_grant_up_to_the_largest_rank(desk: Desk) -> N
     assert f"{most:,} bytes" in finish.reason
 
 
+@pytest.mark.parametrize("sizes", [(10, 11), (11, 10)])
+@pytest.mark.parametrize("memory_bytes", [8 * GB, 100, None])
+def test_what_never_has_memory_enough_ends_though_ranks_differ_a_little(
+    desk: Desk, sizes: tuple[int, int], memory_bytes: int | None
+) -> None:
+    """The limit that only the larger rank can grant in full is asked for on the smaller one too."""
+    for number, size in enumerate(sizes):
+        desk.joins(number, rank(4, size * GB))
+    desk.submits(task(1, memory_bytes=memory_bytes))
+    granted = []
+    for _ in range(40):
+        granted.append(desk.starts[TaskId(1)].grant.memory_bytes)
+        finish = of(FinishJob, desk.ends(1, FailureKind.OUT_OF_MEMORY))
+        if finish:
+            break
+    assert finish, granted
+    assert max(granted) == 11 * GB - int(11 * GB * 0.1), "the larger one had its try"
+
+
 @pytest.mark.parametrize("policy", [Policy(nonzero_exitcode_as_oom=True)])
 def test_an_exit_code_can_be_taken_as_out_of_memory(desk: Desk) -> None:
     desk.joins(0, rank(4, 40 * GB))
