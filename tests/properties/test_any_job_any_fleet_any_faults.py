@@ -34,6 +34,8 @@ class Scenario:
     pauses: tuple[Pause, ...]
     joins_at: dict[Rank, float]
     local_failures: int
+    never_enough: int
+    """A task that no memory is enough for, or 0."""
 
     def cluster(self) -> SimCluster:
         return SimCluster(
@@ -45,7 +47,7 @@ class Scenario:
             pauses=self.pauses,
             joins_at=self.joins_at,
             duration=self._duration,
-            need_bytes=lambda attempt: (attempt.id % 5) * GB,
+            need_bytes=lambda attempt: 1000 * GB if attempt.id == self.never_enough else (attempt.id % 5) * GB,
             local_failure=lambda _, run: FailureKind.INJECTED if run <= self.local_failures else None,
         )
 
@@ -86,7 +88,7 @@ def capacities() -> st.SearchStrategy[tuple[Capacity, ...]]:
     worker = st.builds(
         rank,
         cpus=st.integers(1, 6),
-        memory_bytes=st.sampled_from([2 * GB, 8 * GB, 10 * GB]),
+        memory_bytes=st.sampled_from([2 * GB, 8 * GB, 17 * GB // 2, 10 * GB]),
         gpus=st.integers(0, 2),
         numa_nodes=st.integers(1, 2),
     )
@@ -145,6 +147,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         pauses=tuple(draw(st.lists(st.builds(Pause, at=seconds, secs=st.sampled_from([1.0, 70.0])), max_size=2))),
         joins_at=draw(st.dictionaries(workers, st.sampled_from([0.5, 15.0]), max_size=3)) if len(fleet) > 1 else {},
         local_failures=draw(st.sampled_from([0, 0, 0, 2, 5])),
+        never_enough=draw(st.sampled_from([0, 0, 0, 0, 1])),
     )
 
 
