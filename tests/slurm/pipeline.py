@@ -16,12 +16,12 @@ import smallpond_mpi
 def note_host(table: pa.Table) -> pa.Table:
     with open("hosts", "a") as file:
         file.write(os.uname().nodename + "\n")
-    deadline = time.monotonic() + 60
-    while len(set(Path("hosts").read_text().split())) < N_NODES and time.monotonic() < deadline:
+    while len(set(Path("hosts").read_text().split())) < N_NODES and time.time() < DEADLINE:
         time.sleep(0.02)
     return table
 
 
+DEADLINE = time.time() + 60
 N_NODES = int(os.environ["SLURM_JOB_NUM_NODES"])
 sp = smallpond_mpi.init(data_root=os.path.abspath("root"))
 numbers = sp.read_parquet(f"{sys.argv[1]}/*.parquet").repartition(20)
