@@ -108,7 +108,6 @@ def death_of_a_rank(scheduler: Scheduler) -> None:
     assert scheduler.gone == [doomed]
     scheduler.send(other, task(2, "pid", cpus=scheduler.cpu(other)))
     assert scheduler.result(other)
-    os.write(1, f"daemon {Path(path).read_text()}\n".encode())
 
 
 def throughput(scheduler: Scheduler) -> None:
@@ -171,6 +170,8 @@ def main() -> None:
         assert executor.reason == "", executor.reason
     transport.finalize(20.0, 3)
     os.write(1, f"rank {world.rank} is done\n".encode())
+    if len(sys.argv) > 2:  # after a rank's death mpirun has been seen to drop what was printed last
+        Path(sys.argv[2], f"done-{world.rank}").touch()
     transport.leave(0)
 
 
