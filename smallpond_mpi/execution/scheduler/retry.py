@@ -101,5 +101,10 @@ def judge(
     if trouble.charged < policy.max_fail_count:
         return None
     if kind is FailureKind.OUT_OF_MEMORY:
-        return f"it ran out of memory with {granted_bytes:,} bytes, and no rank can give it more"
+        rest = (
+            f"the most that a rank can give is {largest_bytes:,}"
+            if granted_bytes < largest_bytes
+            else "no rank can give it more"
+        )
+        return f"it ran out of memory with {granted_bytes:,} bytes, and {rest}"
     return f"{trouble.charged} attempts failed, the last with: {kind.value}"
