@@ -210,7 +210,10 @@ def test_a_dead_scheduler_is_noticed_and_its_job_taken_up(queue: Queue) -> None:
 
 
 def test_a_job_that_fails_sends_its_executors_home(queue: Queue) -> None:
-    scheduler = queue.scheduler("--fault_inject_prob", "1", "--max_fail_count", "1", "--random_seed", "1")
+    queue.let_go()
+    scheduler = queue.scheduler(
+        "--fault_inject_prob", "1", "--max_fail_count", "1"
+    )  # the job's last task fails for sure
     executor = queue.executor()
     assert finished(scheduler).code == 1
     assert finished(executor).code == 0
