@@ -10,6 +10,7 @@ servers are what breaks first on a parallel file system. At most 64 non-empty pa
 parses the footer of all.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,7 +45,7 @@ Int32s = np.ndarray[Any, np.dtype[np.int32]]
 
 @dataclass(frozen=True, slots=True)
 class PackedFile:
-    """One file: rows and sizes, and where in its segment its rows and row groups begin."""
+    """One file: rows and sizes, where in its segment its rows and row groups begin, and a digest that files of the same columns share."""
 
     path: str
     num_rows: int
@@ -52,6 +53,7 @@ class PackedFile:
     file_bytes: int
     first_row: int
     first_group: int
+    schema_digest: int
 
 
 @dataclass(slots=True)
@@ -66,7 +68,8 @@ class Segment:
 
     def __reduce__(self) -> tuple[Any, ...]:
         numbers = [
-            (item.num_rows, item.num_bytes, item.file_bytes, item.first_row, item.first_group) for item in self.files
+            (item.num_rows, item.num_bytes, item.file_bytes, item.first_row, item.first_group, item.schema_digest)
+            for item in self.files
         ]
         arrays = (self.row_offsets, self.group_offsets, self.num_bytes, self.file_index)
         packed = tuple(np.ascontiguousarray(item).tobytes() for item in (np.array(numbers, np.int64), *arrays))
@@ -77,7 +80,7 @@ def _unpack_segment(
     count: int, prefix: str, rest: str, numbers: bytes, rows: bytes, groups: bytes, sizes: bytes, index: bytes
 ) -> Segment:
     paths = unpack_paths(prefix, rest, count)
-    facts = np.frombuffer(numbers, np.int64).reshape(count, 5).tolist()
+    facts = np.frombuffer(numbers, np.int64).reshape(count, 6).tolist()
     return Segment(
         [PackedFile(path, *fact) for path, fact in zip(paths, facts, strict=True)],
         np.frombuffer(rows, np.int64),
@@ -138,13 +141,14 @@ class PartitionReader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WriteOptions:
-    """How partitions are written. `kv_metadata` goes into every file (keys with their prefix)."""
+    """How partitions are written. `encodings` are of columns without a dictionary; `kv_metadata` goes into every file (keys with their prefix)."""
 
     compression: str = "LZ4"
     compression_level: int | None = None
     use_dictionary: bool | list[str] = False
     row_group_size: int = DEFAULT_ROW_GROUP_SIZE
     kv_metadata: Mapping[str, str] = field(default_factory=dict)
+    encodings: Mapping[str, str] = field(default_factory=dict)
 
 
 class PackedWriter:
@@ -286,10 +290,17 @@ class SegmentMaker:
             # a hive directory holds one partition, also one without rows
             noted = filled or ([first] if stop - first == 1 else [])
             writer.add_key_value_metadata({**options.kv_metadata, **index_of(noted, rows, groups)})
-        self._note(path, written[0], first, stop, filled, groups)
+        self._note(path, table.schema, written[0], first, stop, filled, groups)
 
     def _note(
-        self, path: str, metadata: pq.FileMetaData, first: int, stop: int, filled: list[int], groups: list[int]
+        self,
+        path: str,
+        schema: pa.Schema,
+        metadata: pq.FileMetaData,
+        first: int,
+        stop: int,
+        filled: list[int],
+        groups: list[int],
     ) -> None:
         self._num_groups[filled] = groups
         self._file_index[first:stop] = len(self._files)
@@ -305,6 +316,7 @@ class SegmentMaker:
                 os.path.getsize(path),
                 int(self._row_offsets[first]),
                 self._groups_written,
+                digest_of(schema),
             )
         )
         self._groups_written += sum(groups)
@@ -313,6 +325,12 @@ class SegmentMaker:
         """What was written."""
         group_offsets = np.concatenate(([0], np.cumsum(self._num_groups))).astype(np.int32)
         return Segment(self._files, self._row_offsets, group_offsets, self._num_bytes, self._file_index)
+
+
+def digest_of(schema: pa.Schema) -> int:
+    """63 bits that tell schemas apart: names, types, and what Arrow notes of columns."""
+    digest = hashlib.blake2b(schema.remove_metadata().serialize(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 def writer_arguments(options: WriteOptions) -> dict[str, Any]:
@@ -324,6 +342,8 @@ def writer_arguments(options: WriteOptions) -> dict[str, Any]:
         "store_decimal_as_integer": True,
         "write_statistics": False,
     }
+    if options.encodings:
+        arguments["column_encoding"] = dict(options.encodings)
     if options.compression_level is not None and options.compression.upper() in CODECS_WITH_LEVELS:
         arguments["compression_level"] = options.compression_level
     return arguments
@@ -360,6 +380,11 @@ class PartitionSlices:
 
     def __len__(self) -> int:
         return self.npartitions
+
+    @cached_property
+    def is_of_one_schema(self) -> bool:
+        """Whether all files have the same columns: then nobody needs to open them to find out."""
+        return len({item.schema_digest for item in self.files}) <= 1
 
     def num_rows(self, partition: int) -> int:
         """How many rows a partition has."""

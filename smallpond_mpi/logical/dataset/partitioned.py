@@ -207,9 +207,8 @@ class PackedSlice(ParquetDataSet):
         return self.__dict__[name]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        settings = (self.columns, self.generated_columns, self._union_by_name, self._udfs)
         packed = pack_ranges(self._ranges_as_known()) if self._is_open else self._slices.packed(self._partition)
-        return _open_slice, (packed, *settings)
+        return _open_slice, (packed, *self._settings())
 
     def __repr__(self) -> str:
         return f"PackedSlice({self._partition}, {self.num_rows} rows)"
@@ -235,12 +234,16 @@ class PackedSlice(ParquetDataSet):
         return self._as_plain(ranges)
 
     def _as_plain(self, ranges: list[RowRange]) -> ParquetDataSet:
-        settings = (self.columns, self.generated_columns, self._union_by_name, self._udfs)
-        return _open_slice(pack_ranges(ranges), *settings)
+        return _open_slice(pack_ranges(ranges), *self._settings())
+
+    def _settings(self) -> "tuple[bool, list[str] | None, list[str] | None, bool, list[Any]]":
+        alike = self._slices.is_of_one_schema
+        return alike, self.columns, self.generated_columns, self._union_by_name, self._udfs
 
 
 def _open_slice(
     packed: PackedRanges,
+    is_of_one_schema: bool,
     columns: list[str] | None,
     generated_columns: list[str] | None,
     union_by_name: bool,
@@ -249,4 +252,6 @@ def _open_slice(
     dataset = ParquetDataSet.of_ranges(unpack_ranges(packed))
     dataset.columns, dataset.generated_columns = columns, generated_columns
     dataset._union_by_name, dataset._udfs = union_by_name, udfs
+    if is_of_one_schema:
+        dataset.files_are_alike()
     return dataset

@@ -15,6 +15,7 @@ from smallpond_mpi.common import ColumnNotFound, DataRootUnusable, InvalidArgume
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.model import WorkStatus
 from smallpond_mpi.execution.task import HashPartitionTask, PartitionConsumerTask, PartitionInfo
+from smallpond_mpi.execution.task.engine import connect
 from smallpond_mpi.io.packed import MAX_PARTITIONS_A_FILE
 from smallpond_mpi.logical.dataset import CsvDataSet, ParquetDataSet, PartitionedDataSet
 from tests.unit.task.task_builders import TOP, attempt, given, rows, run
@@ -326,6 +327,44 @@ def test_columns_with_few_values_are_written_with_a_dictionary(ctx, parquet) -> 
     assert sorted(row for p in range(N) for row in rows(output[p])) == sorted(
         zip(*(column.to_pylist() for column in columns.values()), strict=True)
     )
+
+
+def test_numbers_close_together_and_texts_have_delta_encodings(ctx, parquet) -> None:
+    rng = np.random.default_rng(3)
+    n = 20_000
+    some = rng.random(n) < 0.2
+    near = rng.integers(0, 1 << 20, n)
+    columns = {
+        "near": pa.array(near - (1 << 62), mask=some),
+        "near_unsigned": pa.array(near.astype(np.uint64) + np.uint64(1 << 63)),
+        "near_small": pa.array(near.astype(np.int32) - 7),
+        "near_sums": pa.array(near.astype(np.int32), mask=some).cast(pa.decimal128(18, 3)),
+        "near_small_sums": pa.array((near % 30_000).astype(np.int16)).cast(pa.decimal128(9, 2)),
+        "near_days": pa.array(near.astype(np.int32) % 9000).cast(pa.date32()),
+        "near_times": pa.array(near * 1_000_000).cast(pa.timestamp("us", "UTC")),
+        "near_hours": pa.array(near).cast(pa.time64("us")),
+        "near_tiny": pa.array((near % 99 - 50).astype(np.int8)),
+        "text": pa.array([f"the number {i}" if i % 3 else None for i in near.tolist()]),
+        "far": pa.array(rng.integers(-(1 << 63), (1 << 63) - 1, n)),
+        "far_sums": pa.array(near).cast(pa.decimal128(38, 2)),
+        "nothing": pa.nulls(n, pa.int64()),
+        "s.a": pa.array(near),
+        "s": pa.StructArray.from_arrays([pa.array(near).cast(pa.float64())], ["a"]),
+    }
+    output = run(hashed(ctx, "duckdb", parquet(pa.table(columns)), "near", drop_partition_column=True))
+    (path,) = set(output.resolved_paths)
+    group = pq.read_metadata(path).row_group(0)
+    used = {group.column(i).path_in_schema: group.column(i).encodings for i in range(group.num_columns)}
+    delta = {name for name, encodings in used.items() if any("DELTA" in one for one in encodings)}
+    assert delta == {name for name in columns if name.startswith("near")} - {"near_tiny"} | {"text"}, used
+    assert "RLE_DICTIONARY" in used["near_tiny"], "it has few values"
+    expected = sorted(zip(*(column.to_pylist() for column in columns.values()), strict=True), key=repr)
+    assert sorted((row for p in range(N) for row in rows(output[p])), key=repr) == expected
+    conn = connect()
+    by_duckdb = [
+        row for p in range(N) for row in zip(*output[p].to_arrow_table(conn=conn).to_pydict().values(), strict=True)
+    ]
+    assert sorted(by_duckdb, key=repr) == expected
 
 
 @pytest.mark.parametrize("engine", ENGINES)

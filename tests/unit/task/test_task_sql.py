@@ -1,5 +1,6 @@
 """SqlEngineTask: queries over inputs, formatted, written to Parquet, with errors in the user's terms."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.model import WorkStatus
 from smallpond_mpi.execution.task import PartitionInfo, SqlEngineTask, engine
 from smallpond_mpi.execution.task.sql import format_query
-from smallpond_mpi.logical.dataset import CsvDataSet, ParquetDataSet, parquet_sql
+from smallpond_mpi.io.packed import PackedWriter
+from smallpond_mpi.logical.dataset import CsvDataSet, PackedPartitions, ParquetDataSet, parquet_sql
+from smallpond_mpi.logical.dataset import parquet as parquet_dataset
 from smallpond_mpi.logical.udf import PythonUDFContext, UDFType
 from tests.unit.task.task_builders import TOP, attempt, given, rows, run, values
 
@@ -260,6 +263,69 @@ def test_functions_of_the_user_are_bound_and_their_errors_are_not_the_querys(ctx
 
 def test_one_line(ctx) -> None:
     assert sql(ctx, ["select\n 1", "select  2"]).oneline_query == "select 1; select 2"
+
+
+def shuffled(tmp_path: Path, *tables: pa.Table) -> PackedPartitions:
+    """What producers write who send every second row to partition 1."""
+    outputs = []
+    for number, table in enumerate(tables):
+        order = [*range(0, table.num_rows, 2), *range(1, table.num_rows, 2)]
+        tmp_path.mkdir(exist_ok=True)
+        writer = PackedWriter(str(tmp_path), f"producer-{number}", 2)
+        writer.append(table.take(order), [-(-table.num_rows // 2), table.num_rows // 2])
+        outputs.append(writer.close())
+    return PackedPartitions(outputs)
+
+
+def arrived(dataset: ParquetDataSet) -> ParquetDataSet:
+    """As a task gets it."""
+    found: ParquetDataSet = pickle.loads(pickle.dumps(dataset))
+    return found
+
+
+FOOTERS_ARE_KEPT = "select *, current_setting('parquet_metadata_cache') as kept from {0} order by a"
+
+
+def test_footers_are_kept_from_one_part_of_a_file_to_the_next(ctx, parquet, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(parquet_sql, "MAX_VIEW_BYTES", 0)
+    table = pa.table({"a": list(range(100))})
+    parts = shuffled(tmp_path, table, table)
+    whole = parquet(table)
+    expected = [
+        (arrived(parts[0]), [(a, True) for a in range(0, 100, 2) for _ in "ab"]),
+        (whole, [(a, False) for a in range(100)]),
+        (arrived(parts[1]), [(a, True) for a in range(1, 100, 2) for _ in "ab"]),
+    ]
+    for dataset, found in expected:
+        assert rows(run(sql(ctx, FOOTERS_ARE_KEPT, dataset))) == found
+    kept = engine._kept
+    assert kept is not None
+    assert not engine.holds_many_footers(kept.conn)
+    monkeypatch.setattr(engine, "MAX_CACHED_FOOTER_BYTES", 0)
+    assert rows(run(sql(ctx, FOOTERS_ARE_KEPT, arrived(parts[0])))) == expected[0][1]
+    assert engine._kept is None, "an idle process holds few footers"
+
+
+def test_files_of_one_shuffle_are_not_opened_to_compare_them(tmp_path, monkeypatch) -> None:
+    opened: list[str] = []
+    schema_of = parquet_dataset.schema_of
+
+    def counted(item: Any, *args: Any) -> pa.Schema:
+        opened.append(item.path)
+        return schema_of(item, *args)
+
+    monkeypatch.setattr(parquet_dataset, "schema_of", counted)
+    monkeypatch.setattr(parquet_sql, "MAX_VIEW_BYTES", 0)
+    narrow = pa.table({"a": pa.array([1, 2, 3, 4], pa.int32())})
+    wide = pa.table({"a": pa.array([5, 6, 1 << 40, 8], pa.int64())})
+    alike, different = shuffled(tmp_path / "alike", narrow, narrow), shuffled(tmp_path / "different", narrow, wide)
+    conn = engine.connect()
+    query = f"select a, typeof(a) from {arrived(alike[0]).sql_query_fragment(conn=conn)}"
+    assert sorted(conn.execute(query).fetchall()) == [(1, "INTEGER")] * 2 + [(3, "INTEGER")] * 2
+    assert opened == []
+    query = f"select a, typeof(a) from {arrived(different[0]).sql_query_fragment(conn=conn)}"
+    assert sorted(conn.execute(query).fetchall()) == [(a, "BIGINT") for a in (1, 3, 5, 1 << 40)]
+    assert len(opened) == 2
 
 
 def test_windows_over_many_parts_of_files_take_no_more_memory_than_over_one(
