@@ -76,8 +76,8 @@ class Stage:
             self.peaks[n % SAMPLES] = peak_bytes
         mean = self.mean_secs + MEMORY_OF_PAST * (elapsed_secs - self.mean_secs) if n else elapsed_secs
         self.mean_secs = mean
-        depth = int(policy.prefetch_secs / (mean + OVERHEAD_SECS))
-        self.depth = 1 if depth < 2 else min(depth, policy.max_prefetch)
+        shortest = 2 if mean <= policy.next_secs else 1
+        self.depth = min(max(shortest, int(policy.prefetch_secs / (mean + OVERHEAD_SECS))), policy.max_prefetch)
 
     def is_review_due(self) -> bool:
         """Whether twice as many siblings are done as when the grants of this stage were last decided on."""
