@@ -72,7 +72,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("ranks", ALONE_AND_MPI)
-@pytest.mark.parametrize("free_bytes", [200_000, 90_000])
+@pytest.mark.parametrize("free_bytes", [150_000, 90_000])
 def test_full_disk(job: Callable[..., Job], small_disk: Path, ranks: int, free_bytes: int) -> None:
     """It ends with an error that says so; with room again the same id goes on where it was."""
     one = job(ranks=ranks, data_root=small_disk / "root")
