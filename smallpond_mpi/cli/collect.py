@@ -122,8 +122,9 @@ def describe(found: Standing, array: str, record: ArrayRecord) -> Iterator[str]:
     if found.failed:
         yield "run these again, and collect then:"
         yield f"  {rerun_line(array, found.failed, record)}"
+        yield "  (with the options that sbatch got on its command line before, if any, but for --array)"
         if not record.script:
-            yield "  (SCRIPT is the batch script, with the options that sbatch got before)"
+            yield "  (SCRIPT is the batch script)"
     if found.busy:
         yield f"still to come: {show_indices(found.busy)}. Collect when Slurm has run them"
 

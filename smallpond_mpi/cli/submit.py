@@ -45,11 +45,14 @@ def parse(words: Sequence[str]) -> Request:
         InvalidArgument: there is no script among them, or an option that makes no sense here.
     """
     ours, dashes, args = _split(words)
-    place = next((place for place, word in enumerate(ours) if word.endswith(".py")), None)
-    if place is None:
+    places = [place for place, word in enumerate(ours) if word.endswith(".py")]
+    # After an option that has no `=` a word is most likely its value: it is the script only if nothing else can be.
+    places.sort(key=lambda place: place > 0 and _takes_a_value(ours[place - 1]))
+    if not places:
         raise InvalidArgument(
             "give a script: smallpond-mpi submit script.py [options of sbatch] [--dry-run] [--wait] [-- arguments of the script]"
         )
+    place = places[0]
     request = Request(ours[place], args=list(args))
     rest = [*ours[:place], *ours[place + 1 :]]
     while rest:
@@ -70,6 +73,10 @@ def parse(words: Sequence[str]) -> Request:
     if dashes and not args:
         raise InvalidArgument("no argument follows --")
     return request
+
+
+def _takes_a_value(word: str) -> bool:
+    return word.startswith("-") and "=" not in word and word not in ("--dry-run", "--wait")
 
 
 def _split(words: Sequence[str]) -> tuple[list[str], bool, list[str]]:

@@ -99,6 +99,22 @@ def unbound(local: Sequence[LocalRank]) -> list[LocalRank]:
     return [LocalRank(one.rank, one.job_cpus or one.cpus, one.gpus) for one in local]
 
 
+def within_grant(local: Sequence[LocalRank], granted: int | None, job: int, topology: Topology) -> list[LocalRank]:
+    """The ranks of a node held to as many CPUs as Slurm granted the job there, where the site holds them to none (`TaskPlugin=task/none`).
+
+    Which CPUs are the job's nobody can say then: it takes a run of whole cores that begins elsewhere for each job.
+    """
+    cores = topology.cores({cpu for one in local for cpu in one.cpus})
+    if granted is None or sum(map(len, cores)) <= granted:
+        return list(local)
+    begin = job * granted % len(cores)
+    kept = sorted([cpu for core in (*cores[begin:], *cores[:begin]) for cpu in core][:granted])
+    return [
+        LocalRank(one.rank, tuple(cpu for cpu in one.cpus if cpu in kept) or tuple(kept), one.gpus, one.job_cpus)
+        for one in local
+    ]
+
+
 def divide_cpus(
     local: Sequence[LocalRank], world_size: int, topology: Topology | None = None
 ) -> dict[Rank, tuple[int, ...]]:

@@ -42,6 +42,8 @@ def capacity(
     """What the executor of `rank` may hand out, on a node that it shares with `local` (itself among them)."""
     local = binding.unbound(local)
     here = read_topology({cpu for one in local for cpu in one.cpus}, root)
+    if slurm.is_job(env):
+        local = binding.within_grant(local, slurm.job_cpus(env), int(env["SLURM_JOB_ID"]), here)
     cpus = binding.divide_cpus(local, world_size, here)
     memory = binding.divide_memory(cpus, memory_limit(env, root).bytes)
     tokens = binding.divide_gpus(local, cpus, here)[rank]
@@ -56,8 +58,10 @@ def capacity(
 
 
 def allowed_cpus(root: str = "") -> tuple[int, ...]:
-    """CPUs that this process may run on: its affinity, which the kernel keeps within its cpuset."""
-    return topology.allowed_cpus(_read(f"{root}/proc/self/status")) or tuple(sorted(os.sched_getaffinity(0)))
+    """CPUs that this process may run on: its affinity, which the kernel keeps within its cpuset, and of these only the ones that are switched on."""
+    allowed = topology.allowed_cpus(_read(f"{root}/proc/self/status")) or tuple(sorted(os.sched_getaffinity(0)))
+    online = set(topology.parse_cpu_list(_read(f"{root}{CPUS}/online")))
+    return tuple(cpu for cpu in allowed if cpu in online) or allowed
 
 
 def job_cpus(env: Mapping[str, str], root: str = "") -> tuple[int, ...]:

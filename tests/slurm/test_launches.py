@@ -52,9 +52,10 @@ def test_the_rows_are_right(cluster: Cluster, shared: Path, launch: str, options
 
 def test_a_batch_script_without_a_launcher_is_one_process(cluster: Cluster, shared: Path) -> None:
     prepare(shared)
-    ended = batch(cluster, shared, "python pipeline.py in out", ["-N1", "-n2", "--mem=1000"])
+    ended = batch(cluster, shared, "python pipeline.py in out", ["-N2", "-n4", "--mem=1000"])
     assert rows(shared) == EXPECTED, ended.output
     assert len(set((shared / "hosts").read_text().split())) == 1
+    assert "on 1 rank, 2 CPUs" in ended.output
 
 
 def test_the_wrong_mpi_option_is_named(cluster: Cluster, shared: Path) -> None:

@@ -92,7 +92,8 @@ def look_at(
     for one in seen:
         assert f"/job_{job}/" in one.cgroups
         assert one.stdin == "/dev/null"
-        assert "default" not in one.memory_policies, "all memory by the policy of the task: its NUMA node first"
+        # of the task: its NUMA node first (the stack of a fork server's child stays "local")
+        assert one.memory_policies <= {"prefer:0", "local"}, one.memory_policies
         assert one.report["launch"] == [], "a task must not be able to join the job's MPI"
         threads = one.report["threads of DuckDB"], one.report["threads of Arrow"]
         assert threads == (cpus, cpus)
@@ -106,6 +107,8 @@ def look_at(
     [
         (SRUN, ["-N3", "--ntasks-per-node=1", "-c2"], 3),  # one rank a node
         (f"{SRUN} --cpu-bind=none", ["-N2", "--ntasks-per-node=2"], 2),  # two that may use the same cores
+        (SRUN, ["-N2", "--ntasks-per-node=2"], 2),  # one a core, bound by srun
+        ("mpirun", ["-N2", "--ntasks-per-node=2"], 2),  # one a core, bound by Open MPI
         ("mpirun", ["-N2", "--ntasks-per-node=1", "-c2"], 2),  # which Open MPI binds to one core each of the job's two
     ],
 )

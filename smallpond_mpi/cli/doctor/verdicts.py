@@ -115,6 +115,15 @@ def _left_over(ranks: Sequence[Mapping[str, Any]]) -> Iterator[Verdict]:
     for host, here in _by_host(ranks).items():
         used = {cpu for rank in here for cpu in rank["cpus"]}
         granted = here[0]["job_cpus"]
+        allowed = {cpu for rank in here for cpu in rank["allowed_cpus"]}
+        if granted is not None and len(allowed) > granted:
+            yield Verdict(
+                "binding",
+                "warn",
+                f"ranks on {host} may run on {len(allowed)} CPUs, and the job was granted {granted}: nothing holds it to them, and it takes "
+                f"{sorted(used)}, which other jobs may use too",
+                "ask for TaskPlugin=task/affinity or task/cgroup with ConstrainCores=yes in slurm.conf, or give --exclusive",
+            )
         if granted is not None and len(used) < granted:
             yield Verdict(
                 "binding",

@@ -27,7 +27,9 @@ class Policy:
     stop_secs: float = 60.0  # in which a stopped attempt must be over; else its rank is given up
 
     prefetch_secs: float = 0.015  # of work that may wait at a rank behind what runs there
-    next_secs: float = 0.1  # how long a task may take that has one waiting behind it: the way to rank 0 and back is 1 to 3 ms
+    next_secs: float = (
+        0.1  # how long a task may take that has one waiting behind it: the way to rank 0 and back is 1 to 3 ms
+    )
     max_prefetch: int = 64  # attempts in one lane
     recall_factor: float = 10.0  # times the learned duration after which a lane's head is unexpectedly long ...
     recall_secs: float = 0.25  # ... but at least this

@@ -176,9 +176,7 @@ class ExecSqlQueryMixin(Task):
     def connection(self, queries: Sequence[str] = ()) -> Iterator[duckdb.DuckDBPyConnection]:
         """A prepared connection for these statements: a cursor of the kept instance where they can't leave a trace in it."""
         udfs = [*self.input_udfs, *self.udfs]
-        alone = (
-            bool(udfs) or self.enable_temp_directory or self.ctx.enable_profiling or not all(map(is_harmless, queries))
-        )
+        alone = bool(udfs) or self.may_spill or self.ctx.enable_profiling or not all(map(is_harmless, queries))
         conn = connect(any(udf.needs_unsigned_extensions for udf in udfs)) if alone else kept_cursor()
         try:
             try:
@@ -215,6 +213,12 @@ class ExecSqlQueryMixin(Task):
             udf.bind(conn)
 
     @property
+    def may_spill(self) -> bool:
+        """Whether DuckDB may write to `temp_abspath` what does not fit: if that was asked for, and in every attempt after the first, which
+        most often ran out of memory: what would be tried with ever more of it, and fail where there is no more, takes longer instead."""
+        return self.enable_temp_directory or self.retry_count > 0
+
+    @property
     def _shares_files(self) -> bool:
         """Whether its inputs are parts of files, whose footers the next task in this process is likely to read too."""
         return any(
@@ -231,7 +235,7 @@ class ExecSqlQueryMixin(Task):
             "SET arrow_large_buffer_size=true",
             f"SET GLOBAL parquet_metadata_cache={str(self._shares_files).lower()}",
         ]
-        if self.enable_temp_directory:
+        if self.may_spill:
             settings.append(f"SET temp_directory={quote_text(self.temp_abspath)}")
         return "; ".join(settings)
 

@@ -59,7 +59,7 @@ class SqlEngineTask(ExecSqlQueryMixin, Task):
         materialize_output: False leaves the query to whoever reads the output.
         materialize_in_memory: hold the whole result in memory before writing it.
         batched_processing: cut the only input into batches that fit in memory and run the queries for each.
-        enable_temp_directory: let DuckDB spill to `temp_abspath`; otherwise it fails with OutOfMemory.
+        enable_temp_directory: let DuckDB spill to `temp_abspath` at once; otherwise the first attempt fails with OutOfMemory, and later ones spill.
         cpu_overcommit_ratio, memory_overcommit_ratio: DuckDB's share of the limits.
     """
 

@@ -29,6 +29,12 @@ def test_our_options_may_stand_anywhere() -> None:
     assert (request.data_root, request.options) == ("/d", ["-t 5"])
 
 
+def test_the_value_of_an_option_is_not_the_script() -> None:
+    request = parse(["--comment", "v.py", "s.py", "-J", "x.py"])
+    assert (request.script, request.options) == ("s.py", ["--comment v.py", "-J x.py"])
+    assert parse(["--exclusive", "s.py"]).script == "s.py"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

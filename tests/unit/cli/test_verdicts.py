@@ -87,6 +87,11 @@ def test_what_the_job_has_and_nobody_uses() -> None:
     assert bad(verdicts.placement([rank(0, job_nodes=2), rank(1, job_nodes=2, host="n2")])) == {}
 
 
+def test_a_job_that_nothing_holds_to_its_cpus() -> None:
+    unheld = rank(0, job_cpus=1, allowed_cpus=[0, 1, 2])
+    assert bad(verdicts.placement([unheld])) == {"binding": "warn"}
+
+
 def saw(*cpus: int, **facts: Any) -> dict[str, Any]:
     """A task that found itself on these CPUs, held to 1000 MB."""
     n = len(cpus)

@@ -143,8 +143,32 @@ def test_a_cpuset_that_is_not_the_jobs_alone_is_not_taken(tmp_path: Path) -> Non
     assert discover.local_rank(Rank(1), mpirun.env, mpirun.write(tmp_path)).job_cpus == ()
 
 
+def test_a_job_that_nothing_holds_to_its_cpus_takes_no_more_than_it_was_granted(tmp_path: Path) -> None:
+    """Whole cores, and all ranks of the node agree which; another job begins elsewhere."""
+    laptop = machines.laptop()
+    laptop.env = {"SLURM_JOB_ID": "7", "SLURM_JOB_CPUS_PER_NODE": "4"}
+    (alone,) = capacities(laptop, tmp_path, 1)
+    assert len(alone.cpus) == 4
+    one, other = capacities(laptop, tmp_path, 2)
+    assert len(one.cpus) == len(other.cpus) == 2
+    assert {*one.cpus, *other.cpus} == set(alone.cpus)
+    laptop.env["SLURM_JOB_ID"] = "8"
+    (next_job,) = capacities(laptop, tmp_path, 1)
+    assert not set(next_job.cpus) & set(alone.cpus)
+    laptop.env["SLURM_JOB_CPUS_PER_NODE"] = "16"
+    assert len(capacities(laptop, tmp_path, 1)[0].cpus) == 16
+
+
+def test_cpus_that_are_switched_off_are_nobodys(tmp_path: Path) -> None:
+    laptop = machines.laptop()
+    laptop.files[f"{discover.CPUS}/online"] = "0-3,8\n"
+    assert discover.allowed_cpus(laptop.write(tmp_path)) == (0, 1, 2, 3, 8)
+
+
 def test_the_cpus_of_a_container(tmp_path: Path) -> None:
     assert discover.allowed_cpus(machines.container_v2().write(tmp_path)) == (2, 3)
+    assert discover.cpuset(machines.container_v2().write(tmp_path)) == (2, 3)
+    assert discover.cpuset(machines.slurm_v2().write(tmp_path / "slurm")) == (4, 5, 6, 7)
 
 
 @pytest.mark.parametrize(("make", "kills"), [(machines.container_v2, 1), (machines.docker_v1, 7), (machines.laptop, 0)])

@@ -45,7 +45,13 @@ class Machine:
 
 def capture(env: Mapping[str, str]) -> Machine:
     """This machine, and this process."""
-    paths = ["/proc/self/status", "/proc/meminfo", "/proc/self/cgroup", "/proc/self/mountinfo"]
+    paths = [
+        "/proc/self/status",
+        "/proc/meminfo",
+        "/proc/self/cgroup",
+        "/proc/self/mountinfo",
+        f"{discover.CPUS}/online",
+    ]
     paths += glob.glob(f"{discover.NODES}/node*/cpulist")
     paths += [f"{discover.CPUS}/cpu{cpu}/topology/thread_siblings_list" for cpu in discover.allowed_cpus()]
     for controller, names in (("memory", discover.MEMORY_FILES), ("cpuset", discover.CPUSET_FILES)):
