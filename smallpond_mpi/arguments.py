@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,18 @@ def column_types(schema: Any) -> dict[str, str]:
         if not isinstance(name, str) or not isinstance(kind, str):
             raise WrongType(f"schema must give the DuckDB type of each column as text, not {name!r}: {shown(kind)}")
     return dict(schema)
+
+
+def sql(given: Any, with_name: bool = False) -> Any:
+    """The text of one of DuckDB's expression objects, `with_name` also what it is called; anything else as it is. (Their texts do not tell desc() from asc(): not for keys of a sort.)"""
+    duckdb = sys.modules.get("duckdb")  # who has such an object has loaded it
+    if duckdb is None or not isinstance(given, duckdb.Expression):
+        return given
+    from smallpond_mpi.logical.dataset.quoting import quote_name
+
+    text, name = str(given), given.get_name()
+    is_named = with_name and not text.startswith("*") and name not in (text, text.strip('"'))
+    return f"{text} AS {quote_name(name)}" if is_named else text
 
 
 def texts(given: Any, name: str) -> list[str]:

@@ -267,9 +267,10 @@ class DataFrame(Results, Writing):
 
     def filter(self, sql_or_func: str | Callable[[Row], bool], **kwargs: Any) -> "DataFrame":
         """Keep the rows for which an SQL condition, or a function of a row, is true."""
+        sql_or_func = arguments.sql(sql_or_func)
         if isinstance(sql_or_func, str):
             condition = arguments.text(sql_or_func, "a condition")
-            return self._by_row(f"select * from {{0}} where ({condition})", condition, is_filter=True, **kwargs)
+            return self._by_row(f"select * from {{0}} where (\n{condition}\n)", condition, is_filter=True, **kwargs)
         return self._then(ArrowComputeNode, process_func=FilterRows(arguments.function(sql_or_func)), **kwargs)
 
     def map(
@@ -280,9 +281,10 @@ class DataFrame(Results, Writing):
         Args:
             schema: of what the function returns; without it the types follow from the values.
         """
+        sql_or_func = arguments.sql(sql_or_func, with_name=True)
         if isinstance(sql_or_func, str):
             columns = arguments.text(sql_or_func, "an SQL expression")
-            return self._by_row(f"select {columns} from {{0}}", columns, **kwargs)
+            return self._by_row(f"select {columns}\nfrom {{0}}", columns, **kwargs)
         func = MapRows(arguments.function(sql_or_func), arguments.arrow_schema(schema))
         return self._then(ArrowComputeNode, process_func=func, **kwargs)
 
@@ -290,9 +292,10 @@ class DataFrame(Results, Writing):
         self, sql_or_func: str | Callable[[Row], list[Row]], *, schema: "arrow.Schema | None" = None, **kwargs: Any
     ) -> "DataFrame":
         """Make any number of rows of each: by SQL expressions such as `unnest(...)`, or by a function from dict to a list of dicts."""
+        sql_or_func = arguments.sql(sql_or_func, with_name=True)
         if isinstance(sql_or_func, str):
             columns = arguments.text(sql_or_func, "an SQL expression")
-            return self._by_row(f"select {columns} from {{0}}", columns, **kwargs)
+            return self._by_row(f"select {columns}\nfrom {{0}}", columns, **kwargs)
         func = ExplodeRows(arguments.function(sql_or_func), arguments.arrow_schema(schema))
         return self._then(ArrowComputeNode, process_func=func, **kwargs)
 

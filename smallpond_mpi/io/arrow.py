@@ -407,7 +407,7 @@ def iter_range(
     generated: Sequence[str] = (),
 ) -> Iterator[pa.Table]:
     """The rows of one range as tables of at most `batch_size` rows, a row group at a time in memory."""
-    with open_parquet(item.path, filesystem, item.is_promised) as file:
+    with open_parquet(item.path, filesystem, item.is_promised, at_once=False) as file:
         columns = present(columns, file.schema_arrow, item.path, by_name)
         groups, skipped = row_groups_of(file, item)
         begin, left = item.begin, item.num_rows

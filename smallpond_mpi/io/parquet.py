@@ -189,11 +189,18 @@ def translate_arrow(error: Exception, path: str) -> SmallpondError:
     return CorruptInput(f"can't read {path!r} as Parquet: {text[0] if text else type(error).__name__}")
 
 
-def open_parquet(path: str, filesystem: AbstractFileSystem | None = None, promised: bool = False) -> pq.ParquetFile:
-    """A Parquet file with its footer read. `promised`: its writer told of it, so that it is late at worst, not missing."""
+def open_parquet(
+    path: str, filesystem: AbstractFileSystem | None = None, promised: bool = False, at_once: bool = True
+) -> pq.ParquetFile:
+    """A Parquet file with its footer read.
+
+    Args:
+        promised: its writer told of it, so that it is late at worst, not missing.
+        at_once: what is asked for will be read into memory as a whole; False reads it a row group at a time.
+    """
 
     def open_file() -> pq.ParquetFile:
-        return pq.ParquetFile(path, filesystem=arrow_filesystem(filesystem))
+        return pq.ParquetFile(path, filesystem=arrow_filesystem(filesystem), pre_buffer=at_once)
 
     try:
         return open_file() if filesystem is not None else retry_missing(open_file, path, promised)

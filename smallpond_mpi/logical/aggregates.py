@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from smallpond_mpi.common import InvalidQuery
 from smallpond_mpi.logical.dataset.quoting import quote_name
 from smallpond_mpi.logical.expressions import (
     Expression,
@@ -160,7 +161,10 @@ def _types_of(texts: Sequence[str], calls: Sequence[Tree], schema: Schema) -> di
     has_star = any(part["class"] == "STAR" for call in calls for part in parts(call))
     narrow = {name: kind for name, kind in schema.items() if has_star or name.lower() in used}
     select_list = ", ".join(f"{text} AS {quote_name(f'x{number}')}" for number, text in enumerate(texts))
-    found = bound_query(f"SELECT {template(select_list)} FROM {{0}}", [narrow or schema]) if texts else {}
+    try:
+        found = bound_query(f"SELECT {template(select_list)} FROM {{0}}", [narrow or schema]) if texts else {}
+    except InvalidQuery as error:  # avg has a date, sum has none
+        raise CannotSplit from error
     if found is None or len(found) != len(texts):
         raise CannotSplit
     return dict(zip(texts, found.values(), strict=True))

@@ -240,7 +240,7 @@ def windows_in(trees: Iterable[Tree]) -> list[Tree]:
 
 def is_by_row(trees: Iterable[Tree]) -> bool:
     """Whether each row's values follow from that row alone, the same ones each time: no aggregate, window, subquery, or random number."""
-    volatile = functions("stability = 'VOLATILE'")  # random() and the like
+    volatile = functions("stability <> 'CONSISTENT'")  # random(), and now(), which is another in each task
     return not any(
         part["class"] in ("WINDOW", "SUBQUERY") or is_aggregate(part) or function_of(part) in volatile
         for tree in trees

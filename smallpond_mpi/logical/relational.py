@@ -156,19 +156,24 @@ def _window_key(windows: Sequence[Any], key: Sequence[str] | None) -> Sequence[s
     Raises:
         InvalidArgument: there are none that all windows are partitioned by, or they are not partitioned by the key that was given.
     """
+    # A column, not a field of a struct: `s.a` must not bring rows together by a column `a`.
     plain = [
-        [part["column_names"][-1] for part in window["partitions"] if part["class"] == "COLUMN_REF"]
+        [
+            part["column_names"][0]
+            for part in window["partitions"]
+            if part["class"] == "COLUMN_REF" and len(part["column_names"]) == 1
+        ]
         for window in windows
     ]
+    lowered = [{name.lower() for name in names} for names in plain]
     if key is None:
-        shared = [name for name in plain[0] if all(name in names for names in plain)]
+        shared = [name for name in plain[0] if all(name.lower() in names for names in lowered)]
         if not shared:
             raise InvalidArgument(
                 "window functions need rows that belong together: partition all of them by a common column (over (partition by ...)), or "
                 f"say key=[] to bring all rows into one partition{place_of()}"
             )
         return shared
-    lowered = [{name.lower() for name in names} for names in plain]
     for names in lowered:
         if not {name.lower() for name in key} <= names:
             raise InvalidArgument(

@@ -261,6 +261,16 @@ def test_functions_of_the_user_are_bound_and_their_errors_are_not_the_querys(ctx
     assert isinstance(unknown.exception, InvalidQuery), "it went with the connection"
 
 
+def test_what_ran_out_of_memory_spills_when_it_is_tried_again(ctx, parquet) -> None:
+    query = "select count(*) n from (select distinct range + a as x from {0}, range(3_000_000))"
+    first = sql(ctx, query, parquet({"a": [1]}), memory_limit=80_000_000)
+    attempt(first)
+    assert isinstance(first.exception, OutOfMemory)
+    second = sql(ctx, query, parquet({"a": [1]}), memory_limit=80_000_000)
+    second.retry_count = 1
+    assert values(run(second), "n") == [3_000_000]
+
+
 def test_one_line(ctx) -> None:
     assert sql(ctx, ["select\n 1", "select  2"]).oneline_query == "select 1; select 2"
 
