@@ -39,8 +39,9 @@ REFERENCE = {
 }
 """Page -> the modules that it tells of."""
 
-OPTIONS = {"Session": "\n    options: {inherited_members: true}"}
-"""What mkdocstrings is told besides: half of what a session can do is defined in its base."""
+INHERITED = "\n    options: {inherited_members: true}"
+OPTIONS = {"Session": INHERITED, "DataFrame": INHERITED}
+"""What mkdocstrings is told besides: half of what a session, and a frame, can do is defined in their bases."""
 
 LINK = re.compile(r"\[([^\]]+)\]\(([^)#\s]+)(#[^)]*)?\)")
 

@@ -66,7 +66,7 @@ FLAGS = {
     "remove_output_root": "remove outputs below the job's directory when it has succeeded",
     "skip_task_with_empty_input": "don't run tasks that have an empty input",
     "manifest_only_final_results": "list the files of the result in FinalResults instead of linking them there",
-    "bind_numa_node": "bind tasks to NUMA nodes",
+    "bind_numa_node": "accepted: tasks are always bound to their CPUs and NUMA node",
     "enforce_memory_limit": "run tasks under an RLIMIT_DATA of 1.5 times their memory limit",
     "share_log_analytics": "no effect here",
     "disable_log_rotation": "no effect here",

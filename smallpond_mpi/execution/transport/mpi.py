@@ -30,7 +30,14 @@ from smallpond_mpi.common import MB, SmallpondError  # noqa: E402
 from smallpond_mpi.execution.model import SCHEDULER_RANK, Capacity, Rank  # noqa: E402
 from smallpond_mpi.execution.transport import PeerGone, Received  # noqa: E402
 from smallpond_mpi.platform import discover  # noqa: E402
-from smallpond_mpi.platform.binding import SRUN, LocalRank, has_long_addresses, launched_size, launcher_of  # noqa: E402
+from smallpond_mpi.platform.binding import (  # noqa: E402
+    SRUN,
+    LocalRank,
+    has_long_addresses,
+    launched_rank,
+    launched_size,
+    launcher_of,
+)
 
 CHUNK_BYTES = 64 * MB
 IN_FLIGHT = 4
@@ -43,6 +50,7 @@ CLOSE_POLL_SECS = 0.0005
 ABORT_SECS = 10.0
 LEAVE_SECS = 10.0
 REST_SECS = 0.01
+LAST_WORD_SECS = 2.0
 PMIX_BOOL = 1
 PMIX_INFO_BYTES = 4096
 """More than a pmix_info_t (some 550) of any version."""
@@ -369,14 +377,18 @@ def _leave_init_together() -> None:
 
 
 def refuse_singletons(env: Mapping[str, str], world_size: int, library: str) -> None:
-    """Raise if the launcher started several processes and each of them is a world of its own."""
+    """Raise if the launcher started several processes and each of them is a world of its own. One of them says so, the others just leave."""
     size = launched_size(env)
     if world_size > 1 or size <= 1:
         return
+    if launched_rank(env) not in (0, None):
+        time.sleep(LAST_WORD_SECS)  # some launchers end everybody at the first that fails
+        raise SystemExit(1)
+    option = "pmix" if "Open MPI" in library else "pmi2"
     raise SmallpondError(
         f"{launcher_of(env)} started {size} processes, but each of them is alone in its MPI world: the launcher and the MPI library that mpi4py "
         f"has loaded ({_short(library)}) don't belong together. Start the job with that library's own mpirun (`smallpond-mpi run` finds it), or with "
-        "`srun --mpi=pmix` for Open MPI and `srun --mpi=pmi2` for MPICH; `srun --mpi=list` shows what your Slurm has."
+        f"`srun --mpi={option}`, which this library understands; `srun --mpi=list` shows what your Slurm has."
     )
 
 
