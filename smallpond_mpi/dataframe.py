@@ -59,13 +59,14 @@ class Session(SessionBase):
         """CSV files.
 
         Args:
-            schema: the DuckDB type of each column, in order. None: DuckDB finds them in the first rows of the first files.
+            schema: the DuckDB type of each column, in order. None: DuckDB finds them in the first rows of the first files, and in
+                the first file how values are quoted and escaped, what begins a comment, and how many lines come before the header.
             header: whether the first line of each file is not data. None: no, or, without a schema, as it looks.
         """
         files = arguments.absolute_paths(paths)
         if schema is None:
             found = csv_schema(files, arguments.text(delim, "delim", keep_space=True), header)
-            return self._source(CsvDataSet(files, found.schema, delim, header=found.header))
+            return self._source(CsvDataSet(files, found.schema, delim, header=found.header, dialect=found.dialect))
         return self._source(CsvDataSet(files, arguments.column_types(schema), delim, header=bool(header)))
 
     def read_parquet(

@@ -130,6 +130,13 @@ def test_urls_of_files_are_paths(session: sp.Session, tmp_path: Path) -> None:
     assert session.read_csv(f"file://{tmp_path}/*.csv", {"a": "int"}).count() == 2
 
 
+def test_csv_without_a_schema_is_read_as_it_is_written(session: sp.Session, tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.csv").write_text(f"Made by hand\n\na,b\n{number},'x,y'\n")
+    found = session.read_csv(f"{tmp_path}/*.csv").repartition(2).sort("a").take_all()
+    assert found == [{"a": number, "b": "x,y"} for number in range(3)]
+
+
 @pytest.mark.parametrize(
     "text",
     ['{"a": 1}\n{"a": 2}\n', '[{"a": 1}, {"a": 2}]', '[\n  {"a": 1},\n  {"a": 2}\n]\n', '{\n"a": 1\n}\n{"a": 2}'],

@@ -11,10 +11,13 @@ from smallpond_mpi.io.resolve import resolve
 from smallpond_mpi.logical.dataset.base import connect
 from smallpond_mpi.logical.dataset.errors import translate
 from smallpond_mpi.logical.dataset.quoting import quote_path, quote_paths, quote_text
+from smallpond_mpi.logical.dataset.text import USUAL, Dialect
 
 MAX_FILES = 16
 """Files that are looked into."""
 LAYOUTS = ("newline_delimited", "array", "unstructured")
+NOTHING_FOUND = "(empty)"
+"""What `sniff_csv` says of a quote, escape or comment that it did not see."""
 NO_OBJECTS = "json"
 """What DuckDB calls the one column of values that are no objects."""
 ISO_FORMATS = (None, "", "%Y-%m-%d", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S.%f")
@@ -22,29 +25,50 @@ ISO_FORMATS = (None, "", "%Y-%m-%d", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """DuckDB type of each column, in order; for CSV whether the first line names them, for JSON how the objects are laid out."""
+    """DuckDB type of each column, in order; for CSV whether the first line names them, and how values are written, for JSON how the objects are laid out."""
 
     schema: dict[str, str]
     header: bool = False
     format: str = ""
+    dialect: Dialect = USUAL
 
 
 def csv_schema(paths: Sequence[str], delim: str, header: bool | None) -> Found:
-    """What CSV files hold. Dates that are not written as in ISO 8601 are taken for text.
+    """What CSV files hold, all of them written as the first is. Dates that are not written as in ISO 8601 are taken for text.
 
     Raises:
         InputNotFound: there is no file. CorruptInput: no columns can be found in it.
     """
     files = _files(paths)
     given = f"delim = {quote_text(delim)}" + ("" if header is None else f", header = {str(header).lower()}")
-    query = f"SELECT HasHeader, DateFormat, TimestampFormat FROM sniff_csv({quote_path(files[0])}, {given})"
+    query = f"SELECT HasHeader, Quote, Escape, Comment, SkipRows, DateFormat, TimestampFormat FROM sniff_csv({quote_path(files[0])}, {given})"
     with closing(connect(1)) as conn:
-        ((has_header, *formats),) = _rows(conn, query, files[0])
+        ((has_header, quote, escape, comment, skip, *formats),) = _rows(conn, query, files[0])
+        quote, escape, comment = ("" if text == NOTHING_FOUND else str(text) for text in (quote, escape, comment))
+        dialect = Dialect(quote, escape, comment, int(str(skip)))
         options = f"delim = {quote_text(delim)}, header = {str(bool(has_header)).lower()}, hive_partitioning = false"
-        columns = _rows(conn, f"DESCRIBE SELECT * FROM read_csv({quote_paths(files)}, {options})", files[0])
+        dialect, columns = _csv_columns(conn, files, options, dialect)
     is_iso = dict(zip(("DATE", "TIMESTAMP"), (one in ISO_FORMATS for one in formats), strict=True))
     schema = {name: str(kind) if is_iso.get(str(kind), True) else "VARCHAR" for name, kind, *_ in columns}
-    return Found({str(name): kind for name, kind in schema.items()}, bool(has_header))
+    return Found({str(name): kind for name, kind in schema.items()}, bool(has_header), dialect=dialect)
+
+
+def _csv_columns(
+    conn: duckdb.DuckDBPyConnection, files: Sequence[str], options: str, dialect: Dialect
+) -> tuple[Dialect, list[tuple[object, ...]]]:
+    """The columns, and the dialect in which there are any: without quotes only if those that are usual can't be."""
+
+    def read_as(one: Dialect) -> tuple[Dialect, list[tuple[object, ...]]]:
+        reader = f"read_csv({quote_paths(files)}, {', '.join([options, *one.options()])})"
+        return one, _rows(conn, f"DESCRIBE SELECT * FROM {reader}", files[0])
+
+    quote = dialect.quote or USUAL.quote
+    try:
+        return read_as(dialect._replace(quote=quote, escape=dialect.escape or quote))
+    except CorruptInput:
+        if dialect.quote:
+            raise
+        return read_as(dialect)
 
 
 def json_schema(paths: Sequence[str]) -> Found:

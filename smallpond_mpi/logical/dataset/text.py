@@ -1,7 +1,7 @@
 """CSV and JSON files with a declared schema. DuckDB reads them; what doesn't fit the schema is an error that names file and line."""
 
 import os
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import duckdb
 from fsspec import AbstractFileSystem
@@ -62,6 +62,25 @@ class TextDataSet(DataSet):
         raise NotImplementedError
 
 
+class Dialect(NamedTuple):
+    """How delimited text is written, besides the delimiter. An empty text: there is no such character."""
+
+    quote: str = '"'
+    escape: str = '"'
+    comment: str = ""
+    skip_rows: int = 0
+    """Lines before the header, or the first row, of each file."""
+
+    def options(self) -> list[str]:
+        """What it is to read_csv."""
+        texts = {"quote": self.quote, "escape": self.escape, "comment": self.comment}
+        return [*(f"{name} = {quote_text(text)}" for name, text in texts.items()), f"skip = {int(self.skip_rows)}"]
+
+
+USUAL = Dialect()
+"""What DuckDB takes files for where nothing is said."""
+
+
 class CsvDataSet(TextDataSet):
     """Delimited text."""
 
@@ -77,12 +96,14 @@ class CsvDataSet(TextDataSet):
         recursive: bool = False,
         columns: list[str] | None = None,
         union_by_name: bool = False,
+        dialect: Dialect = USUAL,
     ) -> None:
         super().__init__(paths, schema, root_dir, recursive, columns, union_by_name)
         self.delim = delim
         self.max_line_size = max_line_size
         self.parallel = parallel
         self.header = header
+        self.dialect = dialect
 
     @staticmethod
     def merge(datasets: "list[CsvDataSet]") -> "CsvDataSet":  # type: ignore[override]
@@ -104,13 +125,14 @@ class CsvDataSet(TextDataSet):
             "auto_detect = false",
             "hive_partitioning = false",
             f"union_by_name = {str(self.union_by_name).lower()}",
+            *self.dialect.options(),
         ]
         if self.max_line_size is not None:
             options.append(f"max_line_size = {int(self.max_line_size)}")
         return self._select(f"read_csv({quote_paths(self.resolved_paths)}, {', '.join(options)})")
 
     def _format(self) -> tuple[object, ...]:
-        return (tuple(self.schema.items()), self.delim, self.max_line_size, self.parallel, self.header)
+        return (tuple(self.schema.items()), self.delim, self.max_line_size, self.parallel, self.header, self.dialect)
 
 
 class JsonDataSet(TextDataSet):

@@ -34,6 +34,7 @@ from smallpond_mpi.logical.dataset import (
 from smallpond_mpi.logical.dataset.base import connect
 from smallpond_mpi.logical.dataset.errors import translate
 from smallpond_mpi.logical.dataset.memory import unregister_all
+from smallpond_mpi.logical.dataset.sniffing import csv_schema
 
 TABLE = pa.table(
     {
@@ -131,6 +132,60 @@ def test_csv_with_header_and_many_files(tmp_path):
     assert CsvDataSet([], schema).empty
     with pytest.raises(InvalidArgument, match="format"):
         DataSet.merge([merged, CsvDataSet(paths, schema, delim=";")])
+
+
+UNUSUAL = {
+    "quote": "a,b\n1,'x,y'\n2,'it''s'\n3,'z'\n",
+    "quoted numbers": "'1','x'\n'2','y'\n",
+    "escape": 'a,b\n1,"x\\"y"\n2,"z"\n',
+    "lines before the header": "# hello\n# more\na,b\n1,x\n2,y\n",
+    "comments": "# hello, you\na,b\n1,x\n# mid\n2,y\n",
+    "title": "Some title\n\na,b\n1,x\n2,y\n",
+    "no quotes": 'a,b\n1,"abc\n2,5" pipe\n3,y\n',
+    "line ends": "a,b\r\n1,x\r\n2,y\r\n",
+}
+
+
+def sniffed(*paths, delim=",", header=None):
+    found = csv_schema(paths, delim, header)
+    return CsvDataSet(list(paths), found.schema, delim, header=found.header, dialect=found.dialect)
+
+
+@pytest.mark.parametrize("text", UNUSUAL.values(), ids=UNUSUAL)
+def test_csv_is_read_as_it_was_found_to_be_written(tmp_path, text):
+    paths = [text_file(tmp_path, f"{i}.csv", text) for i in range(3)]
+    known = duckdb.read_csv(paths[0])
+    rows, types = known.fetchall(), list(map(str, known.types))
+    alone = pickle.loads(pickle.dumps(sniffed(paths[0])))
+    assert (list(alone.schema), list(alone.schema.values())) == (known.columns, types)
+    assert query(alone, "FROM {}") == rows
+    assert alone.to_batch_reader().read_all().num_rows == alone.num_rows == len(rows)
+    parts = pickle.loads(pickle.dumps(sniffed(*paths).partition_by_files(2)))
+    assert query(parts[0], "FROM {}") == rows * 2
+    assert query(CsvDataSet.merge(parts), "FROM {}") == rows * 3
+    declared = CsvDataSet(paths[1:], alone.schema, header=alone.header)
+    if text == UNUSUAL["line ends"]:
+        assert query(CsvDataSet.merge([alone, declared]), "FROM {}") == rows * 3
+    else:
+        with pytest.raises(InvalidArgument, match="format"):
+            CsvDataSet.merge([alone, declared])
+
+
+def test_quotes_after_the_rows_that_are_looked_into(tmp_path):
+    """What was not seen may still come, in this file or in another, as the usual dialect has it."""
+    many = "".join(f"{i},w{i}\n" for i in range(50_000))
+    late = text_file(tmp_path, "0.csv", f'a,b\n{many}7,"x,""y"""\n')
+    assert query(sniffed(late), "SELECT b FROM {} WHERE a = 7 AND b <> 'w7'") == [('x,"y"',)]
+    paths = [text_file(tmp_path, "1.csv", "a,b\n1,x\n"), text_file(tmp_path, "2.csv", 'a,b\n2,"y,z"\n')]
+    assert query(sniffed(*paths), "SELECT b FROM {}") == [("x",), ("y,z",)]
+
+
+def test_what_is_said_of_csv_counts_more_than_what_is_found(tmp_path):
+    path = text_file(tmp_path, "0.csv", "a;b\n1;'x;y'\n")
+    assert query(sniffed(path, delim=";"), "FROM {}") == [(1, "x;y")]
+    assert query(sniffed(path, delim=";", header=False), "FROM {}") == [("a", "b"), ("1", "x;y")]
+    path = text_file(tmp_path, "1.csv", "1,'x'\n")
+    assert query(CsvDataSet([path], {"a": "INT", "b": "VARCHAR"}), "FROM {}") == [(1, "'x'")]
 
 
 @pytest.mark.parametrize("text", ["1,2\n3,x\n", "1,2\n3\n", "1,2\n3,4,5\n"])

@@ -45,6 +45,7 @@ from smallpond_mpi.logical.dataset import (
     ParquetDataSet,
     SqlQueryDataSet,
 )
+from smallpond_mpi.logical.dataset.text import Dialect
 
 
 def made(source: str, name: str = "f") -> Any:
@@ -593,6 +594,8 @@ def test_every_setting_of_a_dataset_counts(files: list[str]) -> None:
         CsvDataSet(files, {"a": "BIGINT"}),
         CsvDataSet(files, {"a": "INT"}, delim="|"),
         CsvDataSet(files, {"a": "INT"}, header=True),
+        CsvDataSet(files, {"a": "INT"}, dialect=Dialect(quote="'")),
+        CsvDataSet(files, {"a": "INT"}, dialect=Dialect(skip_rows=1)),
         CsvDataSet(files, {"a": "INT", "b": "INT"}),
         CsvDataSet(files, {"b": "INT", "a": "INT"}),
         JsonDataSet(files, {"a": "INT"}),
