@@ -93,6 +93,23 @@ def durations_in_micros(table: pa.Table) -> pa.Table:
         raise InvalidArgument(f"durations are kept in microseconds, and one can't be: {error}") from error
 
 
+def durations_as_numbers(table: pa.Table) -> pa.Table:
+    """A table as SQL reads it: durations are whole microseconds, where DuckDB would take Arrow's for INTERVALs. Less than one is left out.
+
+    Raises:
+        InvalidArgument: a duration is longer than 292,000 years.
+    """
+    numbers = with_durations_as(table.schema, pa.int64())
+    if numbers.equals(table.schema):
+        return table
+    micros = with_durations_as(table.schema, pa.duration("us"))
+    columns = [
+        column.cast(field.type, safe=False) if "duration[ns]" in str(column.type) else column
+        for column, field in zip(table.columns, micros, strict=True)
+    ]
+    return cast_table(durations_in_micros(pa.Table.from_arrays(columns, table.column_names)), numbers)
+
+
 def convert_field(field: pa.Field) -> pa.Field:
     """A field with its type converted, all else kept."""
     return field.with_type(convert_type_to_large(field.type))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import smallpond_mpi as sp
@@ -94,6 +95,17 @@ def test_durations_are_durations_to_python_and_microseconds_to_sql(session: sp.S
     fine = session.from_arrow(pa.table({"wait": pa.array([1], pa.duration("ns"))}))
     with pytest.raises(InvalidArgument, match="durations are kept in microseconds"):
         fine.select("wait").count()
+
+
+@pytest.mark.parametrize("unit", ["s", "us", "ns"])
+def test_durations_are_sorted(session: sp.Session, tmp_path: Path, unit: str) -> None:
+    numbers = [5000, None, -3000, 10**9, 7000, 2_000_000_000]
+    table = pa.table({"wait": pa.array(numbers, pa.duration(unit)), "row": range(6)})
+    pq.write_table(table, tmp_path / "waits.parquet")
+    for df in (session.from_arrow(table), session.read_parquet(f"{tmp_path}/*.parquet")):
+        for npartitions in (1, 3):
+            assert df.sort("wait", npartitions=npartitions).to_arrow()["row"].to_pylist() == [2, 0, 4, 3, 5, 1]
+        assert df.sort("wait desc", npartitions=2).to_arrow()["row"].to_pylist() == [5, 3, 4, 0, 2, 1]
 
 
 def test_items_keep_the_keys_of_all_rows(session: sp.Session) -> None:

@@ -15,6 +15,7 @@ from smallpond_mpi.common import InvalidArgument, InvalidQuery
 from smallpond_mpi.execution.task.engine import connect, translate_duckdb
 from smallpond_mpi.execution.task.partition_key import TEXTS
 from smallpond_mpi.execution.task.sort_key import InputKeys, SortKey
+from smallpond_mpi.io.arrow import durations_as_numbers
 from smallpond_mpi.logical.dataset.quoting import quote_name
 
 POINTS = "__split_points"
@@ -34,7 +35,7 @@ def points_table(split_points: Sequence[Any]) -> pa.Table:
         columns = [pa.array(values) for values in zip(*rows, strict=True)]
     except (pa.ArrowException, OverflowError) as error:
         raise InvalidArgument(f"the values of a column of the split points must have one type: {error}") from error
-    return pa.Table.from_arrays(columns, [f"p{number}" for number in range(len(columns))])
+    return durations_as_numbers(pa.Table.from_arrays(columns, [f"p{number}" for number in range(len(columns))]))
 
 
 def compared_as(

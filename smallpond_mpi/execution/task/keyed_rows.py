@@ -11,7 +11,7 @@ import duckdb
 import pyarrow as pa
 
 from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin, translate_duckdb
-from smallpond_mpi.io.arrow import schema_of
+from smallpond_mpi.io.arrow import durations_as_numbers, schema_of
 from smallpond_mpi.logical.dataset import ParquetDataSet
 from smallpond_mpi.logical.dataset.parquet_sql import reads_alike
 from smallpond_mpi.logical.dataset.quoting import quote_name
@@ -114,7 +114,7 @@ class _Keys:
         self._query = f"SELECT {expression} FROM {KEYS}"
 
     def _types(self, empty: pa.Table) -> list[Any]:
-        self._conn.register(KEYS, empty)
+        self._conn.register(KEYS, durations_as_numbers(empty))
         try:
             types: list[Any] = self._conn.sql(f"FROM {KEYS}").types
             return types
@@ -123,7 +123,8 @@ class _Keys:
 
     def of(self, rows: pa.RecordBatch) -> pa.Array:
         """The key of each row."""
-        self._conn.register(KEYS, pa.Table.from_batches([rows.select(self._names).rename_columns(self._aliases)]))
+        table = pa.Table.from_batches([rows.select(self._names).rename_columns(self._aliases)])
+        self._conn.register(KEYS, durations_as_numbers(table))
         try:
             keys = self._conn.sql(self._query).to_arrow_table().column(0)
         except duckdb.Error as error:

@@ -19,7 +19,7 @@ from smallpond_mpi.execution.task.output import copy_to_parquet, is_unknown, not
 from smallpond_mpi.execution.task.partition import Inputs
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.execution.task.sort_key import InputKeys, SortKey
-from smallpond_mpi.io.arrow import concat, read_range, schema_of
+from smallpond_mpi.io.arrow import concat, durations_as_numbers, read_range, schema_of
 from smallpond_mpi.logical.dataset import DataSet, ParquetDataSet
 from smallpond_mpi.logical.dataset.sampling import row_groups_at, sampled_ranges
 
@@ -114,7 +114,7 @@ class SplitPointsTask(ExecSqlQueryMixin):
                 (group.path, self._drawn(read_range(group, names), times * size // count))
                 for group, times in row_groups_at(ranges, count)
             ]
-        return concat(drawn)
+        return durations_as_numbers(concat(drawn))
 
     def _drawn(self, table: pa.Table, count: int) -> pa.Table:
         if table.num_rows <= count:

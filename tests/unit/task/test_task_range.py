@@ -97,6 +97,22 @@ TYPES = [
     (pa.array([Decimal("1.10"), Decimal("12345678901234567890.12")]), [Decimal("1.105"), 9], [0], [], [1]),
     (pa.array(["b", "a", "c", "a"]).dictionary_encode(), ["b", "bb"], [1, 3], [0], [2]),
     (pa.array([True, False, None]), [True, None], [1], [0], [2]),
+    (
+        pa.array([5, -3, 10**12, None, 4], pa.duration("us")),
+        [dt.timedelta(0), dt.timedelta(days=1)],
+        [1],
+        [0, 4],
+        [2, 3],
+    ),
+    (pa.array([5, -3, 10**9], pa.duration("ms")), [5_000, 10**11], [1], [0], [2]),
+    (pa.array([2_999, -1, 3_000, 10**12], pa.duration("ns")), [3, 10**9], [0, 1], [2], [3]),
+    (
+        pa.array([[-1], [3, 1], [5]], pa.list_(pa.duration("s"))),
+        [[dt.timedelta(0)], [dt.timedelta(seconds=4)]],
+        [0],
+        [1],
+        [2],
+    ),
     (pa.array([[1, 2], [1], [0, 5], None]), [[1], [1, 1]], [2], [1], [0, 3]),
 ]
 
@@ -107,6 +123,12 @@ TYPES = [
 def test_types_are_compared_as_order_by_does(ctx, parquet, column, points, first, second, third) -> None:
     dataset = parquet(pa.table({"k": column, "row": list(range(len(column)))}))
     assert parts(ranged(ctx, dataset, points), "row") == [first, second, third]
+
+
+def test_durations_of_different_units_are_cut_at_the_same_points(ctx, parquet) -> None:
+    for unit, factor in (("s", 1), ("ms", 1_000), ("us", 1_000_000), ("ns", 1_000_000_000)):
+        dataset = parquet(pa.table({"k": pa.array([n * factor for n in range(4)], pa.duration(unit)), "row": range(4)}))
+        assert parts(ranged(ctx, dataset, [2_000_000]), "row") == [[0, 1], [2, 3]], unit
 
 
 def test_files_of_different_types_are_cut_at_the_same_points(ctx, parquet) -> None:
@@ -201,6 +223,13 @@ def test_points_of_few_rows_are_exact(ctx, parquet) -> None:
     assert points_of(ctx, parquet({"k": [7] * 100}), 4) == []
     assert points_of(ctx, parquet({"k": pa.array([], pa.int8())}), 4) == []
     assert points_of(ctx, parquet({"k": [1, None]}), 4) == [(None,)]
+
+
+def test_points_of_durations_are_microseconds(ctx, parquet) -> None:
+    for unit, factor in (("s", 1_000_000), ("ms", 1_000), ("us", 1)):
+        dataset = parquet({"k": pa.array(range(-50, 50), pa.duration(unit))})
+        assert points_of(ctx, dataset, 4) == [(-25 * factor,), (0,), (25 * factor,)]
+    assert points_of(ctx, parquet({"k": pa.array(range(100), pa.duration("ns"))}), 4) == []
 
 
 @pytest.mark.parametrize("order", ["sorted", "random"])
