@@ -18,6 +18,8 @@ def make(directory: Path) -> Path:
     rows = pa.table({"a": pa.array(range(100_000), pa.int64()), "b": [str(number) * 3 for number in range(100_000)]})
     pq.write_table(rows, directory / "truncated.parquet", row_group_size=10_000, compression="ZSTD")
     _lose_the_middle(directory / "truncated.parquet")
+    content = (directory / "truncated.parquet").read_bytes()
+    (directory / "cut.parquet").write_bytes(content[:1000] + content[2000:])
     pq.write_table(pa.table({"c": [1.5], "d": [True]}), directory / "other.parquet")
     pq.write_table(pa.table({"a": ["x"], "b": ["y"]}), directory / "typed.parquet")
     (directory / "words.csv").write_text("1,one\n2,two\nx,three\n4,four\n")

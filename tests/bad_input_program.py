@@ -140,6 +140,22 @@ def truncated_data_by_hash(session, inputs):
     session.read_parquet(f"{inputs}/truncated.parquet").repartition(3, hash_by="a").count()  # HERE
 
 
+@fails(CorruptInput, ValueError, says=("text.parquet",))
+def not_parquet_at_all_written(session, inputs):
+    session.read_parquet(f"{inputs}/text.parquet").write_parquet(f"{inputs}/out")  # HERE
+
+
+@fails(CorruptInput, ValueError, says=("cut.parquet",))
+def cut_data_written(session, inputs):
+    session.read_parquet(f"{inputs}/cut.parquet").write_parquet(f"{inputs}/out")  # HERE
+
+
+@fails(SchemaMismatch, ValueError, says=("good.parquet", "other.parquet", "'c' is only in the second"))
+def schemas_that_do_not_fit_written(session, inputs):
+    files = [f"{inputs}/good.parquet", f"{inputs}/other.parquet"]
+    session.read_parquet(files).repartition(2).write_parquet(f"{inputs}/out")  # HERE
+
+
 @fails(CorruptInput, ValueError, says=("words.csv", "line 3", "x,three"))
 def csv_that_does_not_fit(session, inputs):
     session.read_csv(f"{inputs}/words.csv", {"a": "bigint", "b": "varchar"}).map("a").to_arrow()  # HERE

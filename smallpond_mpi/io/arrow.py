@@ -278,10 +278,16 @@ def differing_columns(left: pa.Schema, right: pa.Schema) -> list[str]:
     return found + [f"{name!r} is {here[name]} and {there[name]}" for name in common if here[name] != there[name]]
 
 
-def unify(schemas: Sequence[tuple[str, pa.Schema]], by_name: bool = False) -> pa.Schema:
+UNION_ADVICE = "union_by_name=True fills missing columns with NULL"
+
+
+def unify(
+    schemas: Sequence[tuple[str, pa.Schema]], by_name: bool = False, advice: str | None = UNION_ADVICE
+) -> pa.Schema:
     """One schema for files given as (path, schema): columns of the first file in its order, types wide enough for all.
 
-    Unless `by_name`, all files must have the same columns. Raises SchemaMismatch that names two files and the columns that differ.
+    Unless `by_name`, all files must have the same columns. Raises SchemaMismatch that names two files and the columns that differ, and gives
+    `advice` if one lacks some.
     """
     first_path, first = schemas[0]
     first = unified = convert_types_to_large_string(first)
@@ -298,7 +304,7 @@ def unify(schemas: Sequence[tuple[str, pa.Schema]], by_name: bool = False) -> pa
         if misfit:
             columns = "; ".join(differing_columns(first, schema))
             lacks = not by_name and set(schema.names) != set(first.names)
-            hint = " (union_by_name=True fills missing columns with NULL)" if lacks else ""
+            hint = f" ({advice})" if lacks and advice else ""
             raise SchemaMismatch(f"schemas of {first_path!r} and {path!r} differ: {columns}{hint}")
     return unified
 

@@ -210,6 +210,42 @@ def open_parquet(
         raise translate_arrow(cause, path) from cause
 
 
+FOOTER_TAIL_BYTES = 8  # its length and the magic
+
+
+def check_not_cut(file: pq.ParquetFile, path: str) -> None:
+    """Raise CorruptInput if the footer of a local file tells of columns that would lie behind its own beginning: bytes were lost."""
+    metadata = file.metadata
+    data_end = os.path.getsize(path) - FOOTER_TAIL_BYTES - metadata.serialized_size
+    for group in range(metadata.num_row_groups):
+        row_group = metadata.row_group(group)
+        for index in range(row_group.num_columns):
+            column = row_group.column(index)
+            begin = min(column.data_page_offset, column.dictionary_page_offset or column.data_page_offset)
+            if begin + column.total_compressed_size > data_end:
+                raise CorruptInput(
+                    f"{path!r} is not whole: column {column.path_in_schema!r} of row group {group} should end at byte "
+                    f"{begin + column.total_compressed_size}, but the data end at byte {data_end}"
+                )
+
+
+def whole_schema(item: RowRange) -> pa.Schema:
+    """The schema of a local file. Of one that no writer of ours told of, its footer must fit its size."""
+    with open_parquet(item.path, promised=item.is_promised) as file:
+        if not item.is_promised:
+            check_not_cut(file, item.path)
+        return file.schema_arrow
+
+
+@dataclass(frozen=True, slots=True)
+class FileKind:
+    """The first of the files of a dataset that have one schema: which it is, what to call it in an error, the schema's digest."""
+
+    index: int
+    name: str
+    digest: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Footer:
     """What a footer says: facts of the file, its schema as Arrow reads it, and our own entries of the key-value metadata."""

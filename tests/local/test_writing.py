@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import smallpond_mpi as sp
-from smallpond_mpi.common import InputNotFound, InvalidArgument, OutputExists
+from smallpond_mpi.common import InputNotFound, InvalidArgument, OutputExists, SchemaMismatch
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,23 @@ def test_error_means_what_this_job_wrote_too(five: sp.DataFrame, tmp_path: Path)
     for write in (five.write_parquet, five.filter("a > 1").write_parquet, five.write_json):
         with pytest.raises(OutputExists, match=r"holds files already .*mode='error' was given[\s\S]*test_writing.py:"):
             write(str(path), mode="error")
+    assert times(path) == {1}
+
+
+def test_partitions_that_do_not_fit_together_are_not_written(five: sp.DataFrame, tmp_path: Path) -> None:
+    def renamed(rows: pa.Table) -> pa.Table:
+        return rows.rename_columns(["b"]) if rows["a"][0].as_py() == 0 else rows
+
+    def narrow(rows: pa.Table) -> pa.Table:
+        return rows.cast(pa.schema({"a": pa.int32()})) if rows["a"][0].as_py() == 0 else rows
+
+    path, bad = tmp_path / "out", tmp_path / "bad" / "out"
+    with pytest.raises(
+        SchemaMismatch, match=r"test_writing.py:\d+' and .* differ: 'b' is only in the first; 'a' is only"
+    ):
+        five.map_batches(renamed).write_parquet(str(bad))
+    assert not bad.exists()
+    five.map_batches(narrow).write_parquet(str(path))
     assert times(path) == {1}
 
 

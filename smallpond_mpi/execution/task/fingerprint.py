@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 # Attributes that say where a task stands, or what it is granted: not what it computes.
 _NOT_PART = frozenset(
     {
-        *("ctx", "id", "node_id", "location", "_deps", "_groups", "_input_keys", "_partition_infos"),
+        *("ctx", "id", "node_id", "location", "made_at", "_deps", "_groups", "_input_keys", "_partition_infos"),
         *("status", "exception", "start_time", "finish_time", "exec_cq", "exec_id"),
         *("retry_count", "fail_count", "sched_epoch", "runtime_state", "input_datasets", "dataset"),
         *(

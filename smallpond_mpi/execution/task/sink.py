@@ -14,11 +14,12 @@ import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from smallpond_mpi.common import InvalidArgument
+from smallpond_mpi.common import CorruptInput, InvalidArgument
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.task.base import Task
+from smallpond_mpi.execution.task.hashing import hash_of
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.execution.task.publish import (
     MANIFEST_FILENAME,
@@ -36,24 +37,31 @@ from smallpond_mpi.io.exchange import is_mount_point, sync
 from smallpond_mpi.io.resolve import is_url
 
 if TYPE_CHECKING:
-    from smallpond_mpi.logical.dataset import DataSet
+    from smallpond_mpi.io.parquet import FileKind, RowRange
+    from smallpond_mpi.logical.dataset import DataSet, ParquetDataSet
 
 DataSinkType = Literal["link_manifest", "link", "copy", "link_or_copy", "manifest"]
 
 MAX_COPY_THREADS = 8
+MAX_FOOTER_THREADS = 16
+PARTITIONS_ADVICE = "all partitions of what is written must have the same columns"
 
 
 class DataSinkTask(Task):
     """Collects the files of its inputs for `output_path`, or publishes what others collected.
 
     `type` link hard-links (to another mount: symlinks), copy copies, link_or_copy links or, across mounts, copies, manifest takes the files
-    where they are. `mode` says what becomes of what is there already: an error, it is replaced as a whole, or it stays beside what is added;
+    where they are. Parquet files that were cut are an error, and so are, `is_one_table`, files whose schemas don't fit together: all footers are
+    looked at first. `mode` says what becomes of what is there already: an error, it is replaced as a whole, or it stays beside what is added;
     None: what this job put there itself is replaced, anything else is an error. Files keep the `num_dirs` directories that they lie in. A dataset that is not whole Parquet files (rows of a file, slices of a shuffle) is written out.
     """
 
     manifest_filename = MANIFEST_FILENAME
     mode: SinkMode | None = None
     num_dirs = 0
+    is_one_table = True
+    # Where in the script the files that it collects are made.
+    made_at: str | None = None
 
     def __init__(
         self,
@@ -66,6 +74,7 @@ class DataSinkTask(Task):
         is_final_node: bool = False,
         mode: SinkMode | None = None,
         num_dirs: int = 0,
+        is_one_table: bool = True,
     ) -> None:
         super().__init__(ctx, input_deps, partition_infos)
         if not os.path.isabs(output_path):
@@ -78,6 +87,9 @@ class DataSinkTask(Task):
             self.mode = mode
         if num_dirs:
             self.num_dirs = num_dirs
+        if not is_one_table:
+            self.is_one_table = False
+        self.made_at = next((dep.location for dep in self._deps.tasks), None)
         self.publishes = self.type in ("link_manifest", "manifest")
         # Directories that go when this attempt is accepted.
         self.obsolete_paths: list[str] = []
@@ -165,7 +177,10 @@ class DataSinkTask(Task):
         from smallpond_mpi.logical.dataset import DataSet
 
         with ThreadPoolExecutor(max(1, min(MAX_COPY_THREADS, self.cpu_limit * 2))) as pool:
-            self.dataset = DataSet.merge(self.collect_output_files(pool))
+            collected = self.collect_output_files(pool)
+        if self.type == "link_manifest" and self.is_one_table:
+            self._check_schemas(collected)
+        self.dataset = DataSet.merge(collected)
         fault_point("publish.collected")
         if self.publishes:
             self._publish(self.dataset)
@@ -193,7 +208,10 @@ class DataSinkTask(Task):
     def _collect(self, dataset: "DataSet", index: int, pool: ThreadPoolExecutor) -> "DataSet":
         """The dataset as whole files that may be moved: its own (manifest), links, copies, or written out."""
         if not _is_of_whole_files(dataset):
-            return self._write_out(dataset, index)
+            written = self._write_out(dataset, index)
+            written.kinds = self._kinds_to_tell(written)
+            return written
+        kinds = self._kinds_to_tell(dataset)  # before anything is made in staging
         staging = os.path.dirname(self.runtime_output_abspath) + os.sep
         sources = dataset.resolved_paths
         if self.type == "manifest" or all(path.startswith(staging) for path in sources):
@@ -201,7 +219,49 @@ class DataSinkTask(Task):
         names = self._own_names(sources, index) if self.has_own_names else distinct_names(sources, self.num_dirs)
         targets = [os.path.join(self.runtime_output_abspath, name) for name in names]
         list(pool.map(self._place, sources, targets))
-        return dataset.renamed(targets)
+        collected = dataset.renamed(targets)
+        collected.kinds = kinds
+        return collected
+
+    def _kinds_to_tell(self, dataset: "DataSet") -> "list[FileKind] | None":
+        """What the publishing task has to know of the files' schemas; files that no task told of are checked. None if that needs no look."""
+        from smallpond_mpi.logical.dataset import ParquetDataSet
+
+        if self.publishes or not isinstance(dataset, ParquetDataSet):
+            return None
+        is_alone = dataset.num_files == 1 and all(info.npartitions == 1 for info in self.partition_infos)
+        if (is_alone or not self.is_one_table) and len(dataset.recorded_file_sizes) == dataset.num_files:
+            return None
+        return self._kinds(dataset)
+
+    def _kinds(self, dataset: "ParquetDataSet") -> "list[FileKind]":
+        """One file of each schema. Opens every footer."""
+        from smallpond_mpi.io.parquet import FileKind, map_in_threads, whole_schema
+
+        items = [(index, item) for index, item in enumerate(dataset._ranges_as_known()) if self._is_parquet(item)]
+        try:
+            schemas = map_in_threads(whole_schema, [item for _, item in items], MAX_FOOTER_THREADS)
+        except CorruptInput as error:
+            if not isinstance(error.__cause__, IsADirectoryError) or not dataset._go_into_directories():
+                raise
+            return self._kinds(dataset)
+        kinds: dict[bytes, FileKind] = {}
+        for (index, item), schema in zip(items, schemas, strict=True):
+            digest = hash_of(schema.remove_metadata().serialize().to_pybytes())
+            kinds.setdefault(digest, FileKind(index, self._name_in_errors(item), digest))
+        return list(kinds.values())
+
+    def _is_parquet(self, item: "RowRange") -> bool:
+        """Scripts may leave any files in the job's directories."""
+        is_ours = item.path.startswith(self.ctx.job_root + os.sep)
+        return item.is_promised or not is_ours or item.path.endswith(".parquet")
+
+    def _name_in_errors(self, item: "RowRange") -> str:
+        """The path of a user's file; of the job's own, which are gone by then, where they come from."""
+        if not item.is_promised or self.made_at is None:
+            return item.path
+        parts = [str(info) for info in self.partition_infos if info.dimension != PartitionInfo.toplevel_dimension]
+        return f"{' '.join(parts) or 'output'} of {self.made_at}"
 
     def _own_names(self, sources: Sequence[str], index: int) -> list[str]:
         """Names that no other sink gives, in the order of the files; the directories above them stay."""
@@ -211,7 +271,7 @@ class DataSinkTask(Task):
         parents = [source.split(os.sep)[-1 - self.num_dirs : -1] for source in sources]
         return [os.path.join(*parent, name) for parent, name in zip(parents, names, strict=True)]
 
-    def _write_out(self, dataset: "DataSet", index: int) -> "DataSet":
+    def _write_out(self, dataset: "DataSet", index: int) -> "ParquetDataSet":
         from smallpond_mpi.execution.task.output import copy_dataset
 
         return copy_dataset(self, dataset, f"{self.output_filename}-{index}.parquet")
@@ -233,6 +293,32 @@ class DataSinkTask(Task):
             os.symlink(source, target)
 
     # publishing
+
+    def _check_schemas(self, collected: "Sequence[DataSet]") -> None:
+        """Raise SchemaMismatch if the files of all partitions can't be read as one table."""
+        from smallpond_mpi.io.arrow import UNION_ADVICE, unify
+        from smallpond_mpi.io.parquet import map_in_threads, open_parquet
+        from smallpond_mpi.logical.dataset import ParquetDataSet
+
+        datasets = [dataset for dataset in collected if isinstance(dataset, ParquetDataSet)]
+        if sum(dataset.num_files for dataset in datasets) < 2:
+            return
+        found: dict[bytes, tuple[str, str]] = {}
+        for dataset in datasets:
+            for kind in self._kinds(dataset) if dataset.kinds is None else dataset.kinds:
+                found.setdefault(kind.digest, (kind.name, dataset.resolved_paths[kind.index]))
+        if len(found) < 2:
+            return
+
+        def schema_of(path: str) -> Any:
+            with open_parquet(path, promised=True) as file:
+                return file.schema_arrow
+
+        names = [name for name, _ in found.values()]
+        schemas = map_in_threads(schema_of, [path for _, path in found.values()], MAX_FOOTER_THREADS)
+        by_name = any(dataset.union_by_name for dataset in datasets)
+        advice = UNION_ADVICE if any(map(os.path.isabs, names)) else PARTITIONS_ADVICE
+        unify(list(zip(names, schemas, strict=True)), by_name, advice)
 
     def _publish(self, dataset: "DataSet") -> None:
         """Make the files of `dataset` appear under the output path, and the manifest after them."""

@@ -28,6 +28,8 @@ from smallpond_mpi.logical.dataset.errors import translate
 if TYPE_CHECKING:
     import pandas as pd
 
+    from smallpond_mpi.io.parquet import FileKind
+
 __all__ = ["DataSet", "FileSet", "has_magic"]
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ NOT_PARTS = frozenset(
         "_known_files",
         "_is_promoted",
         "_column_files",
+        "kinds",
     }
 )
 """Attributes of datasets that hold the paths as they were given, or what was found out about the files."""
@@ -52,6 +55,9 @@ NOT_PARTS = frozenset(
 
 class DataSet:
     """A set of files, given as paths, patterns or directories, relative to `root_dir` ('' is the working directory, None leaves them as they are)."""
+
+    kinds: "Sequence[FileKind] | None" = None
+    """Of Parquet files that a sink has collected: one of each schema. None: not looked for."""
 
     def __init__(
         self,

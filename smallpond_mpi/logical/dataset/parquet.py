@@ -98,6 +98,7 @@ class ParquetDataSet(DataSet):
         DataSet.reset(self, [item.path for item in ranges], None, False)
         self._mark_resolved()
         self._known, self._known_files = ranges, list(self.paths)
+        self.__dict__.pop("kinds", None)
 
     def _with_ranges(self: P, ranges: list[RowRange]) -> P:
         """A dataset with the settings of this one over other rows of the same files."""

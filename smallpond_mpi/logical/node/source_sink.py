@@ -87,6 +87,11 @@ class DataSinkNode(Node):
         """Whether files stay where they are and are only listed."""
         return self.type == "manifest"
 
+    @property
+    def is_one_table(self) -> bool:
+        """Whether all files must fit together: those of several inputs may be of several tables."""
+        return len(self.input_deps) == 1 and not isinstance(self.input_deps[0], RootNode)
+
     def shape(self, inputs: list[Shape]) -> Shape:
         return Shape({})
 
@@ -105,6 +110,7 @@ class DataSinkNode(Node):
             is_final_node=self.is_final_node,
             mode=self.mode,
             num_dirs=self.num_dirs,
+            is_one_table=self.is_one_table,
         )
 
     def create_collect_task(
@@ -121,6 +127,7 @@ class DataSinkNode(Node):
             type=self.type,
             mode=self.mode,
             num_dirs=self.num_dirs,
+            is_one_table=self.is_one_table,
         )
 
 

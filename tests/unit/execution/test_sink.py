@@ -5,7 +5,7 @@ import os
 import subprocess
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from smallpond_mpi.common import InvalidArgument, OutputExists, OutputUnusable
+from smallpond_mpi.common import CorruptInput, InvalidArgument, OutputExists, OutputUnusable, SchemaMismatch
 from smallpond_mpi.execution.context import JobId, RuntimeContext
 from smallpond_mpi.execution.model import WorkStatus
 from smallpond_mpi.execution.scheduler.outputs import NamedOutputs
@@ -118,6 +118,63 @@ def rows(output: Path) -> int:
 
 
 TYPES = ("link", "copy", "link_or_copy")
+
+CUTS: dict[str, Callable[[bytes], bytes]] = {
+    "end": lambda content: content[:-50],
+    "middle": lambda content: content[:2000] + content[2001:],
+    "text": lambda content: b"a,b\n1,one\n" * 10,
+    "empty": lambda content: b"",
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("type", TYPES)
+def test_files_of_users_that_were_cut_are_not_published(
+    ctx: RuntimeContext, source: Source, tmp_path: Path, cut: str, type: str
+) -> None:
+    output, path = tmp_path / "out", tmp_path / "mine.parquet"
+    pq.write_table(pa.table({"a": list(range(1000)), "b": ["text"] * 1000}), path)
+    published(ctx, tmp_path / "whole", [ParquetDataSet([str(path)])], type)
+    path.write_bytes(CUTS[cut](path.read_bytes()))
+    with pytest.raises(CorruptInput, match=r"mine\.parquet"):
+        published(ctx, output, [source.dataset(3), ParquetDataSet([str(path)])], type)
+    assert not output.exists()
+
+
+def test_a_directory_named_as_a_file_is_its_files(ctx: RuntimeContext, tmp_path: Path) -> None:
+    (tmp_path / "mine.parquet").mkdir()
+    pq.write_table(pa.table({"a": [1, 2]}), tmp_path / "mine.parquet" / "part-0")
+    published(ctx, tmp_path / "out", [ParquetDataSet([str(tmp_path / "mine.parquet")])])
+    assert rows(tmp_path / "out") == 2
+
+
+def test_partitions_of_one_table_fit_together(ctx: RuntimeContext, tmp_path: Path) -> None:
+    def made(*tables: pa.Table) -> list[Task]:
+        directory = Path(ctx.staging_root, f"made-{len(os.listdir(ctx.staging_root))}")
+        datasets = [ParquetDataSet.create_from(table, str(directory), f"file{n}") for n, table in enumerate(tables)]
+        found = []
+        for number, dataset in enumerate(datasets):
+            task = given(ctx, dataset)
+            task.location = "script.py:7"
+            infos = [TOPLEVEL, PartitionInfo(number, len(datasets), "part")]
+            found.append(attempt(DataSinkTask(ctx, [task], infos, str(tmp_path / "out"), "link_or_copy")))
+        return found
+
+    here, narrow = pa.table({"a": [1], "b": ["x"]}), pa.table({"a": pa.array([1], pa.int32()), "b": ["x"]})
+    renamed, typed = pa.table({"c": [1], "b": ["x"]}), pa.table({"a": ["x"], "b": ["x"]})
+    says = r"'part\[0/3\] of script.py:7' and 'part\[2/3\] of script.py:7' differ: "
+    for other, difference in (
+        (renamed, "'a' is only in the first; 'c' is only in the second .all partitions"),
+        (typed, "'a' is int64"),
+    ):
+        with pytest.raises(SchemaMismatch, match=says + difference):
+            attempt(publisher(ctx, tmp_path / "out", made(here, narrow, other)))
+        assert not (tmp_path / "out").exists()
+    several = made(here, renamed)
+    attempt(DataSinkTask(ctx, several, [TOPLEVEL], str(tmp_path / "tables"), is_one_table=False))
+    assert rows(tmp_path / "tables") == 2
+    attempt(publisher(ctx, tmp_path / "out", made(here, narrow)))
+    assert ParquetDataSet([str(tmp_path / "out")]).to_arrow_table().num_rows == 2
 
 
 @pytest.mark.parametrize("type", TYPES)
