@@ -64,6 +64,16 @@ def test_elements_at_the_same_time_have_all_of_it_once(tmp_path: Path) -> None:
     assert numbers(tmp_path / "out") == list(range(1, 8))
 
 
+def test_shares_are_balanced_by_bytes(tmp_path: Path) -> None:
+    """By files each of the two would have four."""
+    write_numbers(tmp_path, 8)
+    pq.write_table(pa.table({"n": list(range(100, 50_100))}), tmp_path / "in" / "0.parquet")
+    ended = [end(start(tmp_path, index, "0,1")) for index in (0, 1)]
+    assert [(code, int(out)) for code, out, _ in ended] == [(0, 1), (0, 7)], ended
+    assert collect(tmp_path).returncode == 0
+    assert len(numbers(tmp_path / "out")) == 50_007
+
+
 def test_files_that_come_later_are_nobodys_and_some_elements_have_none(tmp_path: Path) -> None:
     write_numbers(tmp_path, 1)
     assert end(start(tmp_path, 0, "0,1,2"))[0] == 0

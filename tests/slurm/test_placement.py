@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from smallpond_mpi.execution.executor.child import THREAD_VARIABLES
 from tests.executor_bench import wait_until
 from tests.fake_nvml import NO_COMPILER, Gpu, build
 from tests.launch import is_open_mpi, launcher
@@ -40,9 +41,11 @@ def processes_on(cluster: Cluster) -> dict[tuple[str, int], int]:
 class Seen:
     """A task's child: what it says of itself, and what the kernel says of it."""
 
-    def __init__(self, host: str, pid: int, report: dict[str, Any]) -> None:
+    def __init__(self, host: str, pid: int, helper: int, report: dict[str, Any]) -> None:
         self.host = host
         self.report = report
+        variables = Path(f"/proc/{helper}/environ").read_text().split("\0")
+        self.variables = dict(variable.split("=", 1) for variable in variables if variable)
         statuses = [Path(f"/proc/{pid}/task/{thread}/status").read_text() for thread in os.listdir(f"/proc/{pid}/task")]
         self.threads = [re.search(r"Cpus_allowed_list:\s*(\S+)", status)[1] for status in statuses]  # type: ignore[index]
         self.cgroups = Path(f"/proc/{pid}/cgroup").read_text()
@@ -82,7 +85,8 @@ def look_at(
         seen = []
         for path in sorted(reports.glob("*.json")):
             host, _, pid = path.stem.partition("-")
-            seen.append(Seen(host, pids[host, int(pid)], json.loads(path.read_text())))
+            report = json.loads(path.read_text())
+            seen.append(Seen(host, pids[host, int(pid)], pids[host, report["helper"]], report))
     except AssertionError as error:
         raise AssertionError(f"{[path.name for path in reports.iterdir()]}\n{output.read_text()}") from error
     finally:
@@ -97,8 +101,9 @@ def look_at(
         assert one.report["launch"] == [], "a task must not be able to join the job's MPI"
         threads = one.report["threads of DuckDB"], one.report["threads of Arrow"]
         assert threads == (cpus, cpus)
-        assert one.report["threads of BLAS"] in ([cpus], [])
-        assert set(one.report["variables"].values()) == {str(cpus)}
+        assert one.report["threads of BLAS"] == [cpus]
+        assert {name: one.variables[name] for name in THREAD_VARIABLES} == dict.fromkeys(THREAD_VARIABLES, str(cpus))
+        assert one.variables["CUDA_VISIBLE_DEVICES"] == one.report["gpus"]
     return seen
 
 
