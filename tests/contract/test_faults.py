@@ -20,7 +20,7 @@ def smooth(tmp_path_factory: pytest.TempPathFactory) -> Facts:
 def test_faults_at_30_percent_change_nothing(how: str, smooth: Facts, tmp_path: Path) -> None:
     told = facts_of(how, "faults", tmp_path, "0.3").told
     assert told["tasks"] > 200
-    assert told["failed attempts"] > 0
+    assert told["failed attempts"] >= 3
     assert told["rows"] == smooth.told["rows"]
     assert told["squares"] == smooth.told["squares"] == [item * item for item in range(2000)]
     assert told["causes"] == ["NoneType"]  # in the end all succeeded

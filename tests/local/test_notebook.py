@@ -1,5 +1,6 @@
 """A DataFrame in a Jupyter kernel: functions defined in cells, several sessions one after the other, errors that leave the kernel usable."""
 
+import ast
 import os
 import re
 import signal
@@ -111,6 +112,44 @@ def test_a_dataframe_as_the_last_line_is_shown_and_not_computed(notebook: Notebo
     shown = notebook.run("lazy = df.filter('a > 5')\nlazy")
     assert shown.startswith("DataFrame")
     assert notebook.run("lazy.is_computed()") == "False"
+
+
+def test_neither_text_nor_html_of_a_frame_computes_it(notebook: Notebook, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    notebook.run(
+        "import pathlib\n"
+        "def leave(row):\n"
+        f"    pathlib.Path({str(ran)!r}).touch()\n"
+        "    return row\n"
+        "seen = df.map(leave)\n"
+        "shown = (repr(seen), seen._repr_html_())"
+    )
+    assert notebook.run("'DataFrame' in shown[0], '<' in shown[1]") == "(True, True)"
+    assert not ran.exists()
+    assert notebook.run("seen.count()") == "1000"
+    assert ran.exists()
+
+
+def test_relations_in_cells(notebook: Notebook, tmp_path: Path) -> None:
+    notebook.run(
+        "names = session.from_items([{'k': 0, 'name': 'even'}, {'k': 1, 'name': 'odd'}])\n"
+        "joined = df.with_columns(k='a % 2').join(names, on='k')\n"
+        "groups = joined.group_by('name').agg(n='count(*)', s='sum(a)').sort('name')"
+    )
+    expected = [{"name": "even", "n": 500, "s": 249500}, {"name": "odd", "n": 500, "s": 250000}]
+    assert ast.literal_eval(notebook.run("groups.take_all()")) == expected
+    window = "row_number() over (partition by k order by a desc)"
+    assert notebook.run(f"joined.with_columns(r={window!r}).filter('r = 1').sort('a').to_pandas()['a'].tolist()") == (
+        "[998, 999]"
+    )
+    shown = notebook.run("groups.show()")
+    assert "even" in shown
+    assert "249500" in shown
+    assert notebook.run("groups.describe().columns[0]")
+    assert notebook.run("sum(batch.num_rows for batch in df.iter_batches(300))") == "1000"
+    notebook.run(f"groups.write_csv({str(tmp_path / 'csv')!r}); groups.write_parquet({str(tmp_path / 'parquet')!r})")
+    assert notebook.run(f"session.read_csv({str(tmp_path / 'csv/*.csv')!r}).count()") == "2"
+    assert notebook.run(f"session.read_parquet({str(tmp_path / 'parquet')!r}).count()") == "2"
 
 
 def test_classes_of_cells_travel(notebook: Notebook) -> None:

@@ -3,9 +3,12 @@
 import os
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -147,3 +150,47 @@ def test_directories_are_columns_again(session: sp.Session, tmp_path: Path) -> N
         session.read_parquet(path).count()
     with pytest.raises(InvalidArgument, match="in no directories name=value"):
         session.read_parquet(f"{path}/../x", hive_partitioning=True)
+
+
+def test_text_files_hold_what_was_written(session: sp.Session, tmp_path: Path) -> None:
+    """DuckDB reads them as what they were, and so do we."""
+    rows = [
+        {"n": 1, "text": "plain", "d": Decimal("1.25"), "at": datetime(2024, 2, 29, 12, 30, tzinfo=UTC), "b": True},
+        {
+            "n": 2,
+            "text": 'a "quoted", word',
+            "d": Decimal("-0.01"),
+            "at": datetime(1999, 12, 31, tzinfo=UTC),
+            "b": False,
+        },
+        {"n": 3, "text": "two\nlines, ö", "d": None, "at": None, "b": None},
+        {"n": None, "text": None, "d": Decimal("12345.67"), "at": datetime(2030, 1, 1, tzinfo=UTC), "b": True},
+    ]
+    schema = pa.schema(
+        [
+            ("n", pa.int64()),
+            ("text", pa.string()),
+            ("d", pa.decimal128(10, 2)),
+            ("at", pa.timestamp("us", "UTC")),
+            ("b", pa.bool_()),
+        ]
+    )
+    df = session.from_arrow(pa.Table.from_pylist(rows, schema=schema)).repartition(2, by_rows=True)
+    df.write_csv(str(tmp_path / "csv"))
+    nested = df.with_columns(parts="[n, n + 1]", pair="{'a': n, 'b': text}")
+    nested.write_json(str(tmp_path / "json"))
+    types = {"n": "BIGINT", "text": "VARCHAR", "d": "DECIMAL(10, 2)", "at": "TIMESTAMPTZ", "b": "BOOLEAN"}
+    listed = ", ".join(f"'{name}': '{kind}'" for name, kind in types.items())
+    more = f"{listed}, 'parts': 'BIGINT[]', 'pair': 'STRUCT(a BIGINT, b VARCHAR)'"
+    with duckdb.connect() as conn:
+        conn.execute("SET TimeZone = 'UTC'").fetchall()
+        csv = conn.sql(f"from read_csv('{tmp_path}/csv/*.csv', header = true, columns = {{{listed}}})").to_arrow_table()
+        json = conn.sql(f"from read_json('{tmp_path}/json/*.json', columns = {{{more}}})").to_arrow_table()
+    assert csv.to_pylist() == rows
+    assert json.to_pylist() == nested.take_all()
+    assert session.read_csv(f"{tmp_path}/csv/*.csv").to_arrow().to_pylist() == [
+        {**row, "d": None if row["d"] is None else float(row["d"])} for row in rows
+    ]
+    assert session.read_json(f"{tmp_path}/json/*.json").select("n", "parts", "pair").to_arrow().to_pylist() == [
+        {name: row[name] for name in ("n", "parts", "pair")} for row in nested.take_all()
+    ]

@@ -44,10 +44,15 @@ SCHEMA = pa.schema(
         ("r", pa.struct([("x", pa.int32()), ("y", pa.string())])),
     ]
 )
+long_texts = st.builds(lambda text, times: text * times, st.sampled_from(["x", "long ", "ö"]), st.integers(300, 5000))
+COLUMNS = SCHEMA.names
 row = st.fixed_dictionaries(
     {
         "k": st.none() | st.integers(-2, 4),
-        "a b": st.none() | st.sampled_from(["", "a", "A", "ä\N{GRINNING FACE}", "it's", "{1}"]) | st.text(max_size=3),
+        "a b": st.none()
+        | st.sampled_from(["", "a", "A", "ä\N{GRINNING FACE}", "it's", "{1}"])
+        | st.text(max_size=3)
+        | long_texts,
         'it"s {0}': st.none() | st.sampled_from([math.nan, math.inf, -0.0, 0.0, 1.25, -3.5, 1e12]),
         "d": st.none() | st.decimals(-1000, 1000, places=3),
         "ts": st.none() | st.datetimes(datetime(2000, 1, 1), datetime(2030, 1, 1)),
@@ -150,6 +155,58 @@ def test_joins(session: sp.Session, t: pa.Table, u: pa.Table, cut: int, other_cu
 
 
 @common
+@given(t=tables, u=tables, cut=cuts, key=st.sampled_from(COLUMNS), how=st.sampled_from(["inner", "left", "full"]))
+def test_joins_on_any_column(session: sp.Session, t: pa.Table, u: pa.Table, cut: int, key: str, how: str) -> None:
+    quoted = '"' + key.replace('"', '""') + '"'
+    left, right = frame(session, t, cut).select(key, x="k"), frame(session, u, 1).select(key, y="d")
+    check(
+        left.join(right, on=key, how=how),
+        f"select coalesce(t.{quoted}, u.{quoted}) as {quoted}, t.k as x, u.d as y from t {how} join u on t.{quoted} = u.{quoted}",
+        t=t,
+        u=u,
+    )
+
+
+@common
+@given(t=tables, u=tables, cut=cuts)
+def test_cross_joins(session: sp.Session, t: pa.Table, u: pa.Table, cut: int) -> None:
+    left, right = frame(session, t, cut).select("k"), frame(session, u, 2).select("d")
+    check(left.join(right, how="cross"), "select t.k, u.d from t, u", t=t, u=u)
+
+
+@common
+@given(
+    t=tables,
+    cut=cuts,
+    keys=st.lists(st.sampled_from(COLUMNS), min_size=1, max_size=2, unique=True),
+    descending=st.booleans(),
+    nulls_last=st.booleans(),
+    npartitions=st.sampled_from([1, 3]),
+)
+def test_sorts(
+    session: sp.Session,
+    t: pa.Table,
+    cut: int,
+    keys: list[str],
+    descending: bool,
+    nulls_last: bool,
+    npartitions: int,
+) -> None:
+    """In order over all partitions; the first rows too."""
+    df = frame(session, t, cut).sort(keys, descending=descending, nulls_last=nulls_last, npartitions=npartitions)
+    how = f"{'desc' if descending else 'asc'} nulls {'last' if nulls_last else 'first'}"
+    quoted = ['"' + key.replace('"', '""') + '"' for key in keys]
+    with duckdb.connect() as conn:
+        conn.execute("SET TimeZone = 'UTC'").fetchall()
+        order = ", ".join(f"{key} {how}" for key in quoted)
+        expected = conn.sql(f"select {', '.join(quoted)} from t order by {order}").to_arrow_table().to_pylist()
+    found = df.to_arrow()
+    assert rows_of(found) == rows_of(t)
+    assert plain(found.select(keys).to_pylist()) == plain(expected)
+    assert plain([{key: line[key] for key in keys} for line in df.head(3).take_all()]) == plain(expected[:3])
+
+
+@common
 @given(t=tables, cut=cuts, key=st.sampled_from(["k", "a b", 'it"s {0}', "ts", "l", "r"]))
 def test_groups(session: sp.Session, t: pa.Table, cut: int, key: str) -> None:
     quoted = '"' + key.replace('"', '""') + '"'
@@ -179,6 +236,8 @@ def test_distinct_rows_and_unions(session: sp.Session, t: pa.Table, u: pa.Table,
     check(one.select("k", "l").distinct(), "select distinct k, l from t", t=t)
     check(one.distinct("k", "a b").select("k", "a b"), 'select distinct k, "a b" from t', t=t)
     check(one.union(other), "from t union all from u", t=t, u=u)
+    by_place = one.select("k", "d").union(other.select(x="k + 1", y="d"), by_name=False)
+    check(by_place, "select k, d from t union all select k + 1, d from u", t=t, u=u)
     reordered = other.select("d", "k").union(one.select("k", d="d::double"))
     check(reordered, "select d::double as d, k from u union all select d::double, k from t", t=t, u=u)
 
@@ -194,4 +253,7 @@ def test_windows(session: sp.Session, t: pa.Table, cut: int) -> None:
         "select *, sum(d) over (partition by k, l) as n from t",
         t=t,
     )
+    ordered = "rank() over (partition by k order by d desc nulls last), sum(d) over (partition by k order by ts)"
+    first, second = ordered.split("), ")
+    check(df.with_columns(n=first + ")", s=second), f"select *, {first}) as n, {second} as s from t", t=t)
     check(df.with_columns(n="count(*) over ()", key=[]), "select *, count(*) over () as n from t", t=t)

@@ -1,5 +1,7 @@
 """What the core does about each event, told in small stories."""
 
+from typing import Any
+
 import pytest
 
 from smallpond_mpi.common import GB
@@ -437,6 +439,24 @@ def test_progress_and_the_tasks_own_wish_keep_a_twin_away(desk: Desk) -> None:
     other = Desk(Policy(late_secs=1e6, gone_secs=1e6))
     stragglers(other, speculate=False)
     assert not of(StartAttempt, other.waits(1000))
+
+
+@pytest.mark.parametrize(
+    ("settings", "after_secs"),
+    [
+        ({"speculative_exec": "disable"}, None),
+        ({"speculative_exec": "enable"}, 3.0),
+        ({"speculative_exec": "aggressive"}, 1.5),
+        ({"max_retry_count": 2}, 3.0),
+        ({"max_retry_count": 1}, None),
+    ],
+)
+def test_when_a_twin_starts_is_a_setting(settings: dict[str, Any], after_secs: float | None) -> None:
+    """Siblings took a second."""
+    desk = Desk(Policy(late_secs=1e6, gone_secs=1e6, **settings))
+    stragglers(desk)
+    assert not of(StartAttempt, desk.waits((after_secs or 1000.0) - 1.1))
+    assert bool(of(StartAttempt, desk.waits(0.2))) == (after_secs is not None)
 
 
 @pytest.mark.parametrize("policy", [Policy(late_secs=1e6, gone_secs=1e6)])
