@@ -132,7 +132,7 @@ class Relations:
 
     @property
     def schema(self) -> "arrow.Schema":
-        """The Arrow types of the columns (see `columns`)."""
+        """The Arrow types of the columns (see `columns`). Of texts, bytes and lists a table may have the large type, and dictionaries of texts."""
         return arrow_schema(self._schema())
 
     def _schema(self) -> Schema:

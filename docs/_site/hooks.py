@@ -43,6 +43,9 @@ INHERITED = "\n    options: {inherited_members: true}"
 OPTIONS = {"Session": INHERITED, "DataFrame": INHERITED}
 """What mkdocstrings is told besides: half of what a session, and a frame, can do is defined in their bases."""
 
+BESIDES = {"api/dataframe.md": ("smallpond_mpi.relations.Groups",)}
+"""Page -> classes that its modules give out and others define."""
+
 LINK = re.compile(r"\[([^\]]+)\]\(([^)#\s]+)(#[^)]*)?\)")
 
 
@@ -50,7 +53,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for page, source in PAGES.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text()))
     for page, modules in REFERENCE.items():
-        files.append(File.generated(config, page, content="\n\n".join(map(reference, modules))))
+        content = "\n\n".join([*map(reference, modules), *(f"::: {name}" for name in BESIDES.get(page, ()))])
+        files.append(File.generated(config, page, content=content))
     return files
 
 

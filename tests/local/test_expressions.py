@@ -100,6 +100,15 @@ def test_small_tables_are_joined_where_they_are_needed(session: sp.Session, monk
     assert large.join(large.select("k", u="v"), "k").explain().count("HashPartition") == 2
 
 
+def test_a_plan_tells_what_was_measured_of_what_ran(df: sp.DataFrame) -> None:
+    some = df.filter("a > 0")
+    assert "num output rows" not in some.explain()
+    some.compute()
+    (measured,) = [line for line in some.explain().splitlines()[:5] if "num output rows" in line]
+    assert measured.strip().startswith("num output rows: sum 80, ")
+    assert "num output rows: sum 80, " in some.select("a").explain(), "below what is still to run"
+
+
 def test_show(df: sp.DataFrame, capsys: pytest.CaptureFixture[str]) -> None:
     df.select("a", text="if(a = 1, null, repeat('long', 100))").show(2)
     shown = capsys.readouterr().out
