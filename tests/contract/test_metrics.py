@@ -1,26 +1,30 @@
 """What is measured of an attempt comes back with it."""
 
+from datetime import datetime
+from pathlib import Path
+
 import pytest
 
 from smallpond_mpi.execution.context import JobId, RuntimeContext
-from smallpond_mpi.execution.task import PartitionInfo, Task
+from smallpond_mpi.execution.model import WorkStatus
+from smallpond_mpi.execution.task import PartitionInfo, Task, metrics
 from tests.contract.started import Facts
 
 
 def test_every_success_tells_time_memory_and_files(probe: Facts) -> None:
-    metrics = probe.told["after"]["named"]["perf_metrics"]
-    assert 0 < metrics["elapsed wall time (secs)"] < 100
-    assert 20 < metrics["max resident set size (MB)"] < 2000
-    assert metrics["user mode cpu time (secs)"] + metrics["system mode cpu time (secs)"] > 0
-    assert (metrics["num input files"], metrics["num output files"]) == (2, 1)
-    assert metrics["total input size (MB)"] > 0
-    assert metrics["total output size (MB)"] > 0
+    found = probe.told["after"]["named"]["perf_metrics"]
+    assert 0 < found["elapsed wall time (secs)"] < 100
+    assert 20 < found["max resident set size (MB)"] < 2000
+    assert found["user mode cpu time (secs)"] + found["system mode cpu time (secs)"] > 0
+    assert (found["num input files"], found["num output files"]) == (2, 1)
+    assert found["total input size (MB)"] > 0
+    assert found["total output size (MB)"] > 0
 
 
 def test_timers_and_merged_metrics_come_back(probe: Facts) -> None:
-    metrics = probe.told["after"]["named"]["perf_metrics"]
-    assert 0 <= metrics["own metric (secs)"] <= metrics["elapsed wall time (secs)"]
-    assert metrics["merged"] == 5
+    found = probe.told["after"]["named"]["perf_metrics"]
+    assert 0 <= found["own metric (secs)"] <= found["elapsed wall time (secs)"]
+    assert found["merged"] == 5
     assert probe.told["before"]["named"]["perf_metrics"] == {}
 
 
@@ -38,10 +42,24 @@ def test_a_profile_is_made_and_stays_in_the_child(probe: Facts) -> None:
     assert probe.of_attempt("named")["profile"]
 
 
+@pytest.mark.parametrize(("after_secs", "is_logged"), [(0.0, True), (3.0, False)])
+def test_a_profile_is_logged_of_what_took_long(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    after_secs: float,
+    is_logged: bool,
+) -> None:
+    monkeypatch.setattr(metrics, "PROFILE_LOGGED_AFTER_SECS", after_secs)
+    ctx = RuntimeContext(JobId.new(), datetime(2026, 1, 1), str(tmp_path), enable_profiling=True)
+    profiled = Task(ctx, [], [PartitionInfo()])
+    caplog.set_level("DEBUG")
+    assert profiled.exec() is WorkStatus.SUCCEED
+    assert ("function calls" in caplog.text) == is_logged
+
+
 @pytest.fixture
 def task(tmp_path) -> Task:
-    from datetime import datetime
-
     return Task(RuntimeContext(JobId.new(), datetime(2026, 1, 1), str(tmp_path)), [], [PartitionInfo()])
 
 
