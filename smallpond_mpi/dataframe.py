@@ -59,6 +59,8 @@ class Session(SessionBase):
         """CSV files.
 
         Args:
+            paths: files, directories or patterns.
+            delim: what stands between two values.
             schema: the DuckDB type of each column, in order. None: DuckDB finds them in the first rows of the first files, and in
                 the first file how values are quoted and escaped, what begins a comment, and how many lines come before the header.
             header: whether the first line of each file is not data. None: no, or, without a schema, as it looks.
@@ -99,9 +101,12 @@ class Session(SessionBase):
         return frame
 
     def read_json(self, paths: str | list[str], schema: dict[str, str] | None = None) -> "DataFrame":
-        """Files of JSON objects, one a line; `schema` gives the DuckDB type of each column.
+        """Files of JSON objects, one a line.
 
-        None: DuckDB finds them in the first rows, and whether the objects are one a line, in an array, or one after the other.
+        Args:
+            paths: files, directories or patterns.
+            schema: the DuckDB type of each column. None: DuckDB finds them in the first rows, and whether the objects are one a line, in an array,
+                or one after the other.
         """
         files = arguments.absolute_paths(paths)
         if schema is None:
@@ -267,7 +272,11 @@ class DataFrame(Results, Writing):
         return self.session._frame(SortNode, (ranges,), sort_keys=keys, **kwargs)
 
     def filter(self, sql_or_func: str | Callable[[Row], bool], **kwargs: Any) -> "DataFrame":
-        """Keep the rows for which an SQL condition, or a function of a row, is true."""
+        """Keep the rows for which a condition is true.
+
+        Args:
+            sql_or_func: an SQL condition (a text or one of DuckDB's expressions), or a function of a row, which is a dict.
+        """
         sql_or_func = arguments.sql(sql_or_func)
         if isinstance(sql_or_func, str):
             condition = arguments.text(sql_or_func, "a condition")
@@ -277,9 +286,10 @@ class DataFrame(Results, Writing):
     def map(
         self, sql_or_func: str | Callable[[Row], Row], *, schema: "arrow.Schema | None" = None, **kwargs: Any
     ) -> "DataFrame":
-        """Make a row of each: by SQL expressions (what stands after `select`), or by a function from dict to dict.
+        """Make a row of each.
 
         Args:
+            sql_or_func: SQL expressions, as they stand after `select` (or one of DuckDB's expressions), or a function from dict to dict.
             schema: of what the function returns; without it the types follow from the values.
         """
         sql_or_func = arguments.sql(sql_or_func, with_name=True)
@@ -292,7 +302,12 @@ class DataFrame(Results, Writing):
     def flat_map(
         self, sql_or_func: str | Callable[[Row], list[Row]], *, schema: "arrow.Schema | None" = None, **kwargs: Any
     ) -> "DataFrame":
-        """Make any number of rows of each: by SQL expressions such as `unnest(...)`, or by a function from dict to a list of dicts."""
+        """Make any number of rows of each.
+
+        Args:
+            sql_or_func: SQL expressions such as `unnest(...)`, or a function from dict to a list of dicts.
+            schema: of what the function returns; without it the types follow from the values.
+        """
         sql_or_func = arguments.sql(sql_or_func, with_name=True)
         if isinstance(sql_or_func, str):
             columns = arguments.text(sql_or_func, "an SQL expression")

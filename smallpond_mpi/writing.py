@@ -58,7 +58,14 @@ class Writing(Relations):
         return files._sink(path, mode)
 
     def write_csv(self, path: str, delim: str = ",", header: bool = True, mode: "SinkMode | None" = None) -> None:
-        """Write CSV files into a directory, one a partition, which appears whole or not at all. `mode` as in write_parquet."""
+        """Write CSV files into a directory, one a partition, which appears whole or not at all. NULL is written as an empty field.
+
+        Args:
+            path: the directory.
+            delim: what stands between two values.
+            header: whether the first line of each file names the columns.
+            mode: as in write_parquet.
+        """
         self.write_csv_lazy(path, delim, header, mode).compute()
 
     def write_csv_lazy(
@@ -68,7 +75,12 @@ class Writing(Relations):
         return self._written(path, mode, format="csv", delim=delim, header=header)
 
     def write_json(self, path: str, mode: "SinkMode | None" = None) -> None:
-        """Write JSON files, an object a line, into a directory, one a partition, which appears whole or not at all."""
+        """Write JSON files, an object a line, into a directory, one a partition, which appears whole or not at all.
+
+        Args:
+            path: the directory.
+            mode: as in write_parquet.
+        """
         self.write_json_lazy(path, mode).compute()
 
     def write_json_lazy(self, path: str, mode: "SinkMode | None" = None) -> "DataFrame":
