@@ -243,7 +243,7 @@ class FileKind:
 
     index: int
     name: str
-    digest: bytes
+    digest: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from smallpond_mpi.common import CorruptInput, InvalidArgument
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.task.base import Task
-from smallpond_mpi.execution.task.hashing import hash_of
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.execution.task.publish import (
     MANIFEST_FILENAME,
@@ -236,6 +235,7 @@ class DataSinkTask(Task):
 
     def _kinds(self, dataset: "ParquetDataSet") -> "list[FileKind]":
         """One file of each schema. Opens every footer."""
+        from smallpond_mpi.io.packed import digest_of
         from smallpond_mpi.io.parquet import FileKind, map_in_threads, whole_schema
 
         items = [(index, item) for index, item in enumerate(dataset._ranges_as_known()) if self._is_parquet(item)]
@@ -245,9 +245,9 @@ class DataSinkTask(Task):
             if not isinstance(error.__cause__, IsADirectoryError) or not dataset._go_into_directories():
                 raise
             return self._kinds(dataset)
-        kinds: dict[bytes, FileKind] = {}
+        kinds: dict[int, FileKind] = {}
         for (index, item), schema in zip(items, schemas, strict=True):
-            digest = hash_of(schema.remove_metadata().serialize().to_pybytes())
+            digest = digest_of(schema)
             kinds.setdefault(digest, FileKind(index, self._name_in_errors(item), digest))
         return list(kinds.values())
 
@@ -303,7 +303,7 @@ class DataSinkTask(Task):
         datasets = [dataset for dataset in collected if isinstance(dataset, ParquetDataSet)]
         if sum(dataset.num_files for dataset in datasets) < 2:
             return
-        found: dict[bytes, tuple[str, str]] = {}
+        found: dict[int, tuple[str, str]] = {}
         for dataset in datasets:
             for kind in self._kinds(dataset) if dataset.kinds is None else dataset.kinds:
                 found.setdefault(kind.digest, (kind.name, dataset.resolved_paths[kind.index]))

@@ -30,7 +30,7 @@ from smallpond_mpi.common import MB, SmallpondError  # noqa: E402
 from smallpond_mpi.execution.model import SCHEDULER_RANK, Capacity, Rank  # noqa: E402
 from smallpond_mpi.execution.transport import PeerGone, Received  # noqa: E402
 from smallpond_mpi.platform import discover  # noqa: E402
-from smallpond_mpi.platform.binding import (  # noqa: E402
+from smallpond_mpi.platform.binding import (  # noqa: E402 as those above: mpi4py is told first
     SRUN,
     LocalRank,
     has_long_addresses,

@@ -26,7 +26,7 @@ class SqlEngineNode(Node):
         batched_processing: whether the (only) input is processed batch by batch.
         extension_paths: `.duckdb_extension` files to load.
         udf_module_paths: `.so` modules to load.
-        enable_temp_directory: whether DuckDB may spill to the task's scratch directory.
+        enable_temp_directory: whether DuckDB may spill to the task's scratch directory already in the first attempt.
         cpu_overcommit_ratio: DuckDB threads for each CPU.
         memory_overcommit_ratio: DuckDB's share of the memory limit.
     """
