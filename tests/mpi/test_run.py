@@ -87,6 +87,29 @@ if what == "sleep":
 """
 ROWS = f"rows {[(number, 2 * number + 3) for number in range(0, 100, 2)]}"
 
+WAITING = """
+import os, time
+import psutil
+import smallpond_mpi as sp
+
+def slow(table):
+    time.sleep(4)
+    return table
+
+def shares(wait):
+    ranks = psutil.Process().parent().children() if os.environ["RANKS"] != "1" else [psutil.Process()]
+    began, used = time.monotonic(), [sum(rank.cpu_times()[:2]) for rank in ranks]
+    wait()
+    secs = time.monotonic() - began
+    return [round((sum(rank.cpu_times()[:2]) - before) / secs, 4) for rank, before in zip(ranks, used)]
+
+session = sp.init(data_root=os.environ["DATA_ROOT"], progress="none")
+one = session.from_items([1])
+one.map_batches(lambda table: table).count()
+print("a task that sleeps", *shares(lambda: one.map_batches(slow).count()))
+print("the script sleeps", *shares(lambda: time.sleep(4)))
+"""
+
 
 class Launched:
     """Runs the script in a directory of its own."""
@@ -151,6 +174,18 @@ def test_every_launch_gives_the_same_rows(launched: Launched, launch: str) -> No
     assert run.returncode == 0, run.stderr
     assert ROWS in run.stdout.splitlines()
     assert "args ['-n', '5', '--keep', '--help'] __main__ True True" in run.stdout.splitlines()
+
+
+@pytest.mark.parametrize(("launch", "n"), [("python", 1), ("mpirun -n 4 python", 4)])
+def test_ranks_that_wait_use_less_than_a_twentieth_of_a_core(launched: Launched, launch: str, n: int) -> None:
+    """By processor time, which the load of the machine doesn't change: ranks without work, and those that have given theirs to a child."""
+    launched.env["RANKS"] = str(n)
+    run = launched.by(launch, script=launched.write(WAITING))
+    assert run.returncode == 0, run.stderr
+    for line in ("a task that sleeps", "the script sleeps"):
+        shares = run.stdout.partition(line)[2].splitlines()[0].split()
+        assert len(shares) == n, run.stdout
+        assert max(map(float, shares)) < 0.05, run.stdout
 
 
 @pytest.mark.parametrize(("launch", "tops"), [("mpirun -n 2 python", 2), ("mpirun -n 3 run", 1), ("run -n 3", 1)])

@@ -91,17 +91,6 @@ def huge() -> None:
     say(f"rank {world.rank} is done")
 
 
-def idle() -> None:
-    """Poll at rest for a while and tell what share of a core that took."""
-    transport, _ = start(os.environ)
-    began, used = time.monotonic(), time.process_time()
-    while time.monotonic() - began < 3.0:
-        transport.poll()
-        time.sleep(0.010)
-    say(f"share {(time.process_time() - used) / (time.monotonic() - began):.4f}")
-    transport.finalize(20.0, 3)
-
-
 def death(place: str) -> None:
     """The last rank dies; the others are told, once, go on, and leave a file. (mpirun may lose their last lines, and MPI_Finalize may hang, after a death.)"""
     transport, world = start(os.environ)
