@@ -49,10 +49,10 @@ class Config:
         max_fail_count: how many times a task may fail.
         heartbeat_secs: how often a rank says that it lives.
         late_secs: of silence, after which it gets no new task.
-            gone_secs: after which its tasks go to others.
+        gone_secs: after which its tasks go to others.
         stop_executor_on_failure: a rank on which a task failed gets no more tasks, unless it is the last one.
         fail_fast_on_failure: the first failure of a task ends the job; nothing is tried again.
-        memory_allocator: Arrow's memory pool in tasks: system, jemalloc, mimalloc, or Arrow's own choice.
+        memory_allocator: Arrow's memory pool in tasks: system, jemalloc or mimalloc. None: ARROW_DEFAULT_MEMORY_POOL if that is set, else system.
         fault_inject_prob: with which probability a task fails on purpose.
         progress: `bar` (rich), `lines` (one every few seconds), `none` (no summary either), or `auto`: bar on a terminal, else lines.
         keep_intermediate: keep staging and temporary files after success.

@@ -38,7 +38,7 @@ from smallpond_mpi.execution.transport import Transport
 from smallpond_mpi.execution.transport.files import FileTransport
 from smallpond_mpi.execution.worker import Place
 from smallpond_mpi.faults import fault_point
-from smallpond_mpi.io.memory import MEMORY_POOL_VARIABLE, check_memory_pool
+from smallpond_mpi.io.memory import DEFAULT_MEMORY_POOL, MEMORY_POOL_VARIABLE, check_memory_pool
 from smallpond_mpi.logical.node import Node, NodeId
 from smallpond_mpi.logical.planner import Planner
 from smallpond_mpi.platform import slurm
@@ -151,10 +151,10 @@ class Job:
 
     def _welcome(self) -> Welcome:
         ctx = self.ctx
-        env = {"SP_JOBID": str(ctx.job_id)}
         if self._config.memory_allocator is not None:
             check_memory_pool(self._config.memory_allocator)
-            env[MEMORY_POOL_VARIABLE] = self._config.memory_allocator
+        pool = self._config.memory_allocator or os.environ.get(MEMORY_POOL_VARIABLE) or DEFAULT_MEMORY_POOL
+        env = {"SP_JOBID": str(ctx.job_id), MEMORY_POOL_VARIABLE: pool}
         return Welcome(
             ctx.sched_epoch,
             cloudpickle.dumps(ctx, protocol=5),

@@ -157,8 +157,6 @@ class JobManager:
         settings = {name: value for name, value in options.items() if name not in MEANINGLESS}
         settings["env_overrides"] = environment_of(settings.pop("env_variables") or ())
         settings["data_root"] = self.data_root
-        if settings["memory_allocator"] == defaults["memory_allocator"]:
-            settings["memory_allocator"] = None  # Arrow's own choice is the same, and a variable may say otherwise
         chosen = {name for name, value in settings.items() if value != defaults.get(name)}
         env = {variable: os.environ.get(variable, "") for name, variable in ENV_OF.items() if name not in chosen}
         config = resolve({**settings, **more}, env)

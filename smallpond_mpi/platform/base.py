@@ -85,5 +85,5 @@ class Platform:
 
     @staticmethod
     def default_memory_allocator() -> str:
-        """SP_MEMORY_ALLOCATOR, or Arrow's own choice."""
-        return os.environ.get("SP_MEMORY_ALLOCATOR") or "mimalloc"
+        """SP_MEMORY_ALLOCATOR, or the allocator of the system."""
+        return os.environ.get("SP_MEMORY_ALLOCATOR") or "system"

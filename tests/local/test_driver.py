@@ -184,7 +184,7 @@ def test_platforms_start_and_stop_scripts(place: Place, monkeypatch: pytest.Monk
     monkeypatch.setenv("SP_JOBID", "an id")
     assert Platform.is_available()
     assert Platform.default_job_id() == "an id"
-    assert Platform.default_memory_allocator() == "mimalloc"
+    assert Platform.default_memory_allocator() == "system"
     assert abs(Platform.default_job_time() - time.time()) < 60
     script = place.write(
         "import time\nopen(here(sys.argv[1] + os.environ['X'] + str(os.getpid())), 'w').close()\ntime.sleep(600)"

@@ -183,7 +183,7 @@ def test_what_tasks_are_given(place: Place) -> None:
     lines = succeeds(ran)
     plain, (metrics, job), coloured, _, limited, _, measured, (more, _) = lines
     assert [row["env"] for row in plain + coloured] == [None, None, "red=blue", "red=blue"]
-    assert [rows[0]["pool"] for rows in (coloured, limited)] == ["system", "jemalloc"]
+    assert [rows[0]["pool"] for rows in (plain, coloured, limited)] == ["mimalloc", "system", "jemalloc"]
     assert {row["job"] for row in plain} == {job}
     seeds = [[row["seed"] for row in rows] for rows in (plain, coloured, limited)]
     assert seeds[0] == seeds[1] != seeds[2]
