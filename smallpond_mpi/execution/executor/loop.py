@@ -209,8 +209,8 @@ class ExecutorLoop:
         self._read_children(0.0 if self._events or self._outbox else self._wait_secs(timeout_secs))
         self._server.flush()
         now = self._clock()
-        happened = bool(self._events) or bool(self._outbox)  # what the clock brings up is no news: polling goes on slowing down
-        self._look_around(now)
+        happened = bool(self._events) or bool(self._outbox)
+        self._look_around(now)  # what the clock brings up is no news: polling goes on slowing down
         while self._events:
             events, self._events = self._events, []
             for command in self._core.handle(events, now):
