@@ -46,9 +46,13 @@ def examine(data_root: str, env: Mapping[str, str], as_json: bool) -> int:
         traceback.print_exc()
         place.transport.abort(1)  # the others would wait for rank 0
         raise
+    report.show(ranks, found, as_json)
+    if others.silent:
+        place.transport.abort(
+            1
+        )  # they may never leave, and a launcher that goes on without the dead waits for the living
     others.dismiss()
     place.is_dismissed = True
-    report.show(ranks, found, as_json)
     place.leave(exit_code_if_stuck=1)
     return 1 if any(one.level == "fail" for one in found) else 0
 
@@ -102,10 +106,7 @@ def _examine(
         *verdicts.idle(rests, hosts),
         *verdicts.messages(trips, rates),
         *verdicts.data_root(data_root, seen, made, hosts),
-        *(
-            Verdict("silence", "fail", f"rank {rank} did not answer in time", "look at its node")
-            for rank in sorted(others.silent)
-        ),
+        *verdicts.silence(others.silent, hosts),
     ]
     return ranks, found
 

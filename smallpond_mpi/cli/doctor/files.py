@@ -83,11 +83,10 @@ def try_files(directory: str, clock: Callable[[], float] = time.monotonic) -> di
             file.flush()
             os.fsync(file.fileno())
         facts["write_bytes_per_sec"] = BIG_BYTES / max(1e-9, clock() - began)
-        os.rename(first, second)
-        facts["rename"] = os.path.getsize(second) == BIG_BYTES and not os.path.exists(first)
+        facts["rename"] = _can_rename(first, second, second, BIG_BYTES)
         facts["rename_directory"] = _can_rename_directory(directory)
         facts["exclusive"] = _is_exclusive(os.path.join(directory, "claim"))
-        facts["link"] = _can_link(second, first)
+        facts["link"] = _can_link(first if os.path.exists(first) else second, os.path.join(directory, "c"))
     except OSError as error:
         facts["error"] = str(error)
     finally:
@@ -101,8 +100,16 @@ def _can_rename_directory(directory: str) -> bool:
     os.mkdir(stage)
     with open(os.path.join(stage, "file"), "wb") as file:
         file.write(b"x")
-    os.rename(stage, place)
-    return os.path.getsize(os.path.join(place, "file")) == 1 and not os.path.exists(stage)
+    return _can_rename(stage, place, os.path.join(place, "file"), 1)
+
+
+def _can_rename(source: str, target: str, file: str, size: int) -> bool:
+    """Whether `source` moves: `file`, which comes with it, is there whole, and the old name is not."""
+    try:
+        os.rename(source, target)
+        return os.path.getsize(file) == size and not os.path.exists(source)
+    except OSError:
+        return False
 
 
 def _is_exclusive(path: str) -> bool:

@@ -1,7 +1,7 @@
 """What the facts of the ranks mean: a verdict for each question, with what to do. Pure."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -299,6 +299,24 @@ def messages(trips: Mapping[int, float], rates: Mapping[int, float]) -> Iterator
     yield Verdict("messages", "warn" if is_slow else "ok", text, advice)
 
 
+def _unrenamed(files: Mapping[str, Any]) -> str:
+    return " and ".join(
+        what for what, key in (("files", "rename"), ("directories", "rename_directory")) if not files[key]
+    )
+
+
+def silence(silent: Collection[int], hosts: Mapping[int, str]) -> Iterator[Verdict]:
+    """Ranks that left a question unanswered: nothing more was asked of them."""
+    for rank in sorted(silent):
+        where = f" on {hosts[rank]}" if rank in hosts else ""
+        yield Verdict(
+            "silence",
+            "fail",
+            f"rank {rank}{where} did not answer in time, and was left out of the checks after that",
+            "look there for a process that is stopped, or that waits for a file server; leave the node out (sbatch --exclude) if it is ill",
+        )
+
+
 def is_shared(seen: Mapping[int, Mapping[str, Any]], files: Mapping[str, Any]) -> bool:
     """Whether all ranks can work in the data root."""
     return "error" not in files and not any("error" in told or "unwritable" in told for told in seen.values())
@@ -335,15 +353,16 @@ def data_root(
     if is_shared(seen, files):
         slowest = max((facts["seen_secs"] for facts in seen.values()), default=0.0)
         is_slow = slowest > SLOW_SEEN_SECS
-        text = f"{path} is seen by all ranks, at most {slowest * 1e3:.0f} ms after it was written"
+        who = "all ranks" if hosts.keys() - {0} <= seen.keys() else "the ranks that answer"
+        text = f"{path} is seen by {who}, at most {slowest * 1e3:.0f} ms after it was written"
         advice = "the client caches names: short tasks wait for it" if is_slow else ""
         yield Verdict("data root", "warn" if is_slow else "ok", text, advice)
     if not files["rename"] or not files["rename_directory"]:
         yield Verdict(
             "rename",
             "fail",
-            "what is renamed is not whole at once",
-            "use a file system with POSIX names as the data root",
+            f"{_unrenamed(files)} don't move whole at once when they are renamed, as results do",
+            "use a file system with POSIX names as the data root (--data-root, SP_DATA_ROOT)",
         )
     if not files["exclusive"]:
         yield Verdict(
