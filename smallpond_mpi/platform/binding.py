@@ -188,10 +188,11 @@ def divide_gpus(
     own: dict[Rank, list[GpuSlot]] = {one.rank: [] for one in local}
     for ranks, gpus in seers.items():
         takers = [rank for rank in ranks if cpus.get(rank)] or list(ranks)
-        most = -(-len(gpus) // len(takers))
+        least, more = divmod(len(gpus), len(takers))  # so many ranks may have one more than the others
         given = dict.fromkeys(takers, 0)
         left = []
         for gpu in gpus:
+            most = least + (sum(count > least for count in given.values()) < more)
             near = [
                 rank for rank in takers if given[rank] < most and here.distance(gpu.numa_node, cpus.get(rank, ())) == 0
             ]

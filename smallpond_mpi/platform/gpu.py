@@ -1,4 +1,4 @@
-"""The GPUs that this process may use: what Slurm or a mask grants, as NVML and sysfs know it.
+"""The GPUs that this process may use: what Slurm or a mask grants, as NVML and sysfs know it. (Of AMD's: `amd`.)
 
 A GPU is named by an opaque token for CUDA_VISIBLE_DEVICES: its UUID (or that of a MIG instance) wherever NVML answers. Inside a job's cgroup indices are
 numbered anew, so that an index means different GPUs in two ranks of one node; UUIDs don't.
@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from smallpond_mpi.execution.model import GpuSlot
-from smallpond_mpi.platform import slurm
+from smallpond_mpi.platform import amd, slurm
 from smallpond_mpi.platform.topology import Topology
 
 MASKS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 """Variables by which GPUs are hidden; the first that is set counts. Slurm sets the first two alike, where it sets any."""
 NO_GPUS = ("", "-1", "NoDevFiles")
 NVIDIA_SIGNS = ("/proc/driver/nvidia/version", "/dev/nvidiactl")
-AMD_SIGN = "/dev/kfd"
 BITS_PER_WORD = 64
 
 
@@ -41,14 +40,16 @@ def mask_of(env: Mapping[str, str]) -> str | None:
 
 def visible_gpus(env: Mapping[str, str], topology: Topology, root: str = "") -> tuple[GpuSlot, ...]:
     """The GPUs of this process, each with its NUMA node where that is known; none in a Slurm job that was given none."""
+    if _is_amd(root):
+        return amd.visible_gpus(env, topology, root)
     mask, granted = mask_of(env), slurm.gpu_indices(env)
     if (mask is None and granted == ()) or (mask is not None and mask.strip() in NO_GPUS):
         return ()
     devices = _nvml_devices(topology, root) if mask or granted or _has_nvidia(root) else None
     if devices is None:
-        # no driver of NVIDIA's: a mask of the user's alone is no proof that there is a GPU, Slurm's word or AMD's driver is
+        # no driver: a mask of the user's alone is no proof that there is a GPU, Slurm's word is
         given = mask.split(",") if mask is not None else list(granted or ())
-        known = granted or slurm.is_job(env) or os.path.exists(root + AMD_SIGN)
+        known = granted or slurm.is_job(env)
         return tuple(GpuSlot(token) for each in given if (token := each.strip()) not in NO_GPUS) if known else ()
     return select(devices, mask) if mask is not None else select_granted(devices, granted, env)
 
@@ -90,11 +91,13 @@ def select_granted(
 def environment(tokens: Sequence[str], root: str = "") -> dict[str, str]:
     """The variables that show exactly these GPUs to a process."""
     shown = ",".join(tokens) or "-1"
-    masks = dict.fromkeys(MASKS, shown)
-    if tokens and os.path.exists(root + AMD_SIGN) and not _has_nvidia(root):
-        # AMD's runtime filters by ROCR first; HIP, which also reads CUDA's, then counts what is left
-        masks = dict.fromkeys(MASKS, ",".join(map(str, range(len(tokens))))) | {"ROCR_VISIBLE_DEVICES": shown}
+    masks = amd.environment(tokens) if tokens and _is_amd(root) else dict.fromkeys(MASKS, shown)
     return {**masks, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+def _is_amd(root: str) -> bool:
+    """Whether AMD's is the only driver here."""
+    return os.path.exists(root + amd.DRIVER) and not _has_nvidia(root)
 
 
 def _has_nvidia(root: str) -> bool:

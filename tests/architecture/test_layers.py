@@ -58,6 +58,7 @@ LAYERS: list[tuple[str, list[str], set[str]]] = [
             "io.*",
             "platform.base",
             "platform.mpi",
+            "platform.amd",
             "platform.gpu",
             "platform.discover",
             "platform.process",

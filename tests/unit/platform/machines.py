@@ -1,4 +1,4 @@
-"""Synthetic machines, for shapes that nothing here has. Each names the page that its numbers come from."""
+"""Synthetic machines, for shapes that nothing here has. Each names the page that its numbers come from, and says what is made up for the test."""
 
 from collections.abc import Mapping, Sequence
 
@@ -36,7 +36,8 @@ def machine(
 
 def dgx_a100() -> Machine:
     """Two EPYC 7742 in four NUMA nodes each, two threads a core, eight GPUs at nodes 3, 1, 7 and 5: `nvidia-smi topo -m` in
-    https://github.com/NVIDIA/nccl/issues/1505; distances as Linux gives them for NPS4 (12 within a socket, 32 to the other).
+    https://github.com/NVIDIA/nccl/issues/1505; memory is that of https://docs.nvidia.com/dgx/dgxa100-user-guide/introduction-to-dgxa100.html; the distances (12 within a
+    socket, 32 to the other) are made up for the test.
     """
     nodes = {node: [*range(node * 16, node * 16 + 16), *range(node * 16 + 128, node * 16 + 144)] for node in range(8)}
     distance = {
@@ -66,6 +67,32 @@ def grace_hopper() -> Machine:
 
 
 GRACE_BUSES = ("0009:01:00.0", "0019:01:00.0", "0029:01:00.0", "0039:01:00.0")
+
+
+def four_mi250x(shown: Sequence[int] = range(4)) -> Machine:
+    """An EPYC 7A53 in four NUMA nodes, 512 GB, as in https://docs.lumi-supercomputer.eu/hardware/lumig, with four of its eight GPUs (GCDs). What the driver tells of one:
+    https://github.com/ROCm/rocm_smi_lib/issues/160 (104 compute units of 4 SIMDs, BDFID 12032, which is bus 2f). UUIDs, the other buses, and which NUMA node a
+    GPU is at, are made up for the test.
+    `shown`: what a cgroup lets through; of the others the kernel gives no properties (kfd_devcgroup_check_permission in kfd_topology.c).
+    """
+    nodes = {node: [*range(node * 16, node * 16 + 16), *range(node * 16 + 64, node * 16 + 80)] for node in range(4)}
+    made = machine(nodes, {cpu: (cpu % 64, cpu % 64 + 64) for cpu in range(128)}, memory_gb=512)
+    made.files["/dev/kfd"] = ""
+    for node in nodes:
+        made.files[f"/sys/class/kfd/kfd/topology/nodes/{node}/properties"] = "cpu_cores_count 32\nsimd_count 0\n"
+    for gpu, uuid in enumerate(AMD_UUIDS):
+        bus = 0x2F + gpu
+        made.files[f"/sys/bus/pci/devices/0000:{bus:02x}:00.0/numa_node"] = f"{AMD_GPU_NODES[gpu]}\n"
+        if gpu in shown:
+            text = (
+                f"cpu_cores_count 0\nsimd_count 416\nlocation_id {bus << 8}\ndomain 0\nunique_id {int(uuid[4:], 16)}\n"
+            )
+            made.files[f"/sys/class/kfd/kfd/topology/nodes/{4 + gpu}/properties"] = text
+    return made
+
+
+AMD_GPU_NODES = (3, 3, 1, 1)
+AMD_UUIDS = ("GPU-0a01d3c1e2f4a5b6", "GPU-1b02d3c1e2f4a5b6", "GPU-2c03d3c1e2f4a5b6", "GPU-3d04d3c1e2f4a5b6")
 
 
 def laptop() -> Machine:
@@ -112,7 +139,10 @@ def slurm_v2() -> Machine:
 
 
 def docker_v1() -> Machine:
-    """A container without a cgroup namespace on a v1 host: /proc/self/cgroup has the host's path, the mount shows the container's part of it (proc(5), mountinfo)."""
+    """A container without a cgroup namespace on a v1 host: /proc/self/cgroup has the host's path, the mount shows the container's part of it: the fields of
+    https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html, files as in https://docs.kernel.org/admin-guide/cgroup-v1/memory.html; names and sizes are made up for
+    the test.
+    """
     made = machine({0: range(4)}, {cpu: (cpu,) for cpu in range(4)}, memory_gb=64)
     made.files |= {
         "/proc/self/cgroup": "8:memory:/docker/4fd1/inner\n3:cpuset:/docker/4fd1/inner\n",
@@ -125,7 +155,9 @@ def docker_v1() -> Machine:
 
 
 def three_odd_cores() -> Machine:
-    """A job that Slurm gave cores 1, 3 and 5 of 8, of two threads each, of which the job uses the first."""
+    """A job that Slurm gave cores 1, 3 and 5 of 8, of two threads each, of which the job uses the first. Made up for the test: no machine is meant; files as in
+    https://docs.kernel.org/admin-guide/cputopology.html.
+    """
     return machine(
         {0: range(8), 1: range(8, 16)},
         {cpu: (cpu - cpu % 2, cpu - cpu % 2 + 1) for cpu in range(16)},

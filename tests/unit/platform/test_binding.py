@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from smallpond_mpi.execution.model import SCHEDULER_RANK, GpuSlot, Rank
@@ -97,6 +97,9 @@ def test_gpus_have_one_owner_each() -> None:
     st.lists(st.integers(0, 3) | st.none(), max_size=9),
     st.lists(st.frozensets(st.integers(0, 15), max_size=5), min_size=1, max_size=6),
 )
+@example(
+    [0] * 7 + [None, 0], [frozenset({0})] * 3 + [frozenset({4})]
+)  # the near ones had taken all that one may have more
 def test_gpus_are_shared_evenly(nodes: list[int | None], masks: list[frozenset[int]]) -> None:
     gpus = tuple(GpuSlot(f"GPU-{index}", node) for index, node in enumerate(nodes))
     local = [LocalRank(Rank(rank), tuple(sorted(mask)), gpus) for rank, mask in enumerate(masks)]
