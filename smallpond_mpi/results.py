@@ -6,12 +6,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from smallpond_mpi import arguments
-from smallpond_mpi.common import DEFAULT_BATCH_SIZE, BadInput, InvalidArgument
+from smallpond_mpi.common import DEFAULT_BATCH_SIZE, BadInput, CorruptInput, InvalidArgument
 from smallpond_mpi.logical import relational
 from smallpond_mpi.logical.dataset.quoting import quote_name, quote_text
 from smallpond_mpi.logical.expressions import template
-from smallpond_mpi.logical.node import LogicalPlan, Node
+from smallpond_mpi.logical.node import DataSourceNode, LogicalPlan, Node
+from smallpond_mpi.logical.node.base import topological
 from smallpond_mpi.logical.node.keyed import KeyedSqlNode, Side
+from smallpond_mpi.logical.origin import of_partitions, read_at, read_text
 from smallpond_mpi.logical.schema import Schema, schema_of
 from smallpond_mpi.relations import Relations
 
@@ -176,4 +178,8 @@ def reading_rows_of(plan: Node) -> Iterator[None]:
     try:
         yield
     except BadInput as error:
-        raise type(error)(f"{error}\n  found in the rows of {type(plan).__name__} of {plan.location}") from error
+        sources = [(node.location, node.dataset) for node in topological([plan]) if isinstance(node, DataSourceNode)]
+        lines = read_at(str(error), sources, isinstance(error, CorruptInput))
+        text = str(error) if lines else of_partitions(str(error))
+        found = f"found in the rows of {type(plan).__name__} of {plan.location}"
+        raise type(error)("\n  ".join(filter(None, (text, found, read_text(lines, plan.location))))) from error

@@ -19,6 +19,7 @@ from smallpond_mpi.logical.node.keyed import KeyedSqlNode
 from smallpond_mpi.logical.node.plan import LogicalPlanVisitor
 from smallpond_mpi.logical.node.sort import SortNode
 from smallpond_mpi.logical.node.sql import LimitNode, SqlEngineNode
+from smallpond_mpi.logical.origin import place_of_both
 from smallpond_mpi.logical.pruning import pruned
 from smallpond_mpi.logical.query_text import nested_query, parsed
 from smallpond_mpi.logical.top_rows import MAX_TOP_ROWS, order_of, rows_of_sort
@@ -186,6 +187,7 @@ class Optimizer(LogicalPlanVisitor[Node]):
             query = nested
         elif parsed(query) is None:
             return node
+        node.location = place_of_both(node.location, node.query or "", inner.location, inner.sql_queries[0])
         node.query = query
         node.input_deps = inner.input_deps
         node.is_cut_freely = inner.is_by_row
@@ -222,6 +224,7 @@ def fuse(outer: SqlEngineNode, inner: SqlEngineNode, position: int = 0) -> SqlEn
     fused = outer.with_inputs((*before, *inner.input_deps, *after))
     assert isinstance(fused, SqlEngineNode)
     fused.sql_queries = [query]
+    fused.location = place_of_both(outer.location, outer.sql_queries[0], inner.location, inner.sql_queries[0])
     fused.udfs = list(udfs.values())
     fused.is_by_row = outer.is_by_row and (position > 0 or inner.is_by_row)
     fused.cpu_limit = max(inner.cpu_limit, outer.cpu_limit)

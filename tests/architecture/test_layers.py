@@ -85,6 +85,7 @@ LAYERS: list[tuple[str, list[str], set[str]]] = [
             "logical.aggregates",
             "logical.relational",
             "logical.query_text",
+            "logical.origin",
             "logical.estimate",
             "logical.lowering",
             "logical.pruning",

@@ -1,13 +1,15 @@
 """The error that the user sees when a task was given up: what is wrong first, then which task, which line of the script, where it ran, what it printed."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from smallpond_mpi import common
-from smallpond_mpi.common import BadInput, DataRootUnusable, JobFailed, SmallpondError
+from smallpond_mpi.common import BadInput, CorruptInput, DataRootUnusable, JobFailed, SmallpondError
 from smallpond_mpi.execution.model import Failure
 from smallpond_mpi.execution.payload import exception_of
 from smallpond_mpi.execution.task.base import Task
+from smallpond_mpi.execution.task.source import DataSourceTask
+from smallpond_mpi.logical.origin import asked_at, of_partitions, read_at, read_text
 
 OUR_FRAME = f'  File "{os.path.dirname(os.path.abspath(common.__file__))}{os.sep}'
 
@@ -23,7 +25,9 @@ def error_of(task: Task, failures: Sequence[Failure], reason: str, log_path: str
     last = failures[-1]
     own = exception_of(last)
     kept = isinstance(own, (BadInput, DataRootUnusable))
-    lines = [last.message if kept else f"{last.type_name}: {last.message}".removesuffix(": "), _outcome(task, failures)]
+    text, origin = _with_origin(task, own, last.message)
+    lines = [text if kept else f"{last.type_name}: {text}".removesuffix(": "), _outcome(task, failures)]
+    lines += [f"  {origin}"] if origin else []
     if not kept:
         if len(failures) == 1 and reason and last.message not in reason and reason not in last.message:
             lines.append(f"given up: {reason}")
@@ -53,6 +57,34 @@ def _outcome(task: Task, failures: Sequence[Failure]) -> str:
     on = f" on rank {last.rank} ({last.host})" if last.rank >= 0 else ""
     times = f"failed {len(failures)} times, at last" if len(failures) > 1 else "failed"
     return f"  {described(task)} {times}{on}"
+
+
+def _with_origin(task: Task, error: SmallpondError, message: str) -> tuple[str, str]:
+    """What is wrong, and a sentence on the other lines of the script that it comes from, if there are any."""
+    if isinstance(error, BadInput):
+        inputs = list(_viewed(task))
+        sources = [(dep.location, dep.source) for dep in inputs if isinstance(dep, DataSourceTask)]
+        lines = read_at(message, sources, isinstance(error, CorruptInput))
+        if lines:
+            return message, read_text(lines, task.location)
+        text = of_partitions(message)
+        if text != message:
+            made = {dep.location: None for dep in inputs if dep.self_contained_output and dep.location}
+            return text, f"they are made at {' and '.join(made)}" if made else ""
+    return message, asked_at(task.location, message)
+
+
+def _viewed(task: Task) -> Iterator[Task]:
+    """The tasks whose files a task reads: its inputs, or what those refer to."""
+    seen: set[int] = set()
+    stack = [task]
+    while stack:
+        for dep in stack.pop()._deps.tasks:
+            if dep.id not in seen:
+                seen.add(dep.id)
+                yield dep
+                if not dep.self_contained_output:
+                    stack.append(dep)
 
 
 def _without_our_frames(log_tail: str) -> str:
