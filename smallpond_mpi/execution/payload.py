@@ -283,7 +283,10 @@ class Performer:
         if self._ctx.enforce_memory_limit and task.memory_limit:
             self.reusable = False
             task.set_memory_limit(round(task.memory_limit * 1.2), round(task.memory_limit * 1.5))
-        task.exec(_Checkpoints(checkpoint))
+        try:
+            task.exec(_Checkpoints(checkpoint))
+        except BaseException as error:  # noqa: BLE001 - a KeyboardInterrupt of the user's code, which exec() leaves to whoever runs a task by hand
+            task.status, task.exception = WorkStatus.CRASHED, error
         verdict = None if task.status is WorkStatus.SUCCEED else failure_of(task, self._host, self._rank)
         if verdict is not None:
             _remove_output(task)
@@ -377,8 +380,9 @@ def failure_of(task: Task, host: str, rank: int) -> Failure:
     full = disk_error(task.exception)
     if full is not None:
         where = task.output_root or task.ctx.data_root
+        room = "" if full.errno == errno.EROFS else "make room there, or "
         text = (
-            f"can't write below {where}: {os.strerror(full.errno or 0)}; make room there, or give another place "
+            f"can't write below {where}: {os.strerror(full.errno or 0)}; {room}give another place "
             f"({'the output path' if task.output_root else 'data_root= or SP_DATA_ROOT'})"
         )
         return Failure(FailureKind.EXCEPTION, DataRootUnusable.__name__, text, "", "", host, rank)

@@ -498,7 +498,7 @@ class SchedulerLoop:
             self._observer.ran_here(task, self._clock() - started)
             self._events.append(events.LocalRunEnded(task.id, None))
             return
-        failure = failure_of(task, "", SCHEDULER_RANK)
+        failure = failure_of(task, self._hosts.get(SCHEDULER_RANK, ""), SCHEDULER_RANK)
         self._remember_failure(task.id, failure)
         self._observer.attempt_failed(task, task.runtime_id, failure, self._clock() - started)
         task.retry_count += 1

@@ -13,10 +13,12 @@ of a sink finds there of its own from what another sink put there (`DataSinkTask
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
@@ -24,6 +26,8 @@ from smallpond_mpi.common import OutputExists, OutputUnusable
 from smallpond_mpi.faults import fault_point
 from smallpond_mpi.io.exchange import exchange, sync
 
+NEVER = frozenset({errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EROFS})
+"""Why a directory can't be made, now or when it is tried again."""
 MANIFEST_FILENAME = ".MANIFEST.txt"
 
 
@@ -316,6 +320,26 @@ def check_can_be_made(output_path: str) -> None:
         raise OutputUnusable(
             f"output path {output_path} can't be made: {existing} can't be written to; give another path, or ask for the right to write there"
         )
+    if existing != output_path:
+        _try_to_make_one_in(existing, output_path)
+
+
+def _try_to_make_one_in(directory: str, output_path: str) -> None:
+    """Rights don't tell all: in /proc and its like nobody makes directories, whatever they say."""
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".smallpond_mpi-", dir=directory))
+    except OSError as error:
+        if error.errno not in NEVER:
+            return  # the disk is full, say: whoever writes says what is wrong
+        raise unusable(output_path, error) from None
+
+
+def unusable(output_path: str, error: OSError) -> OutputUnusable:
+    """The error to raise where nothing can be made at the output path, for a reason of its own that stays (`NEVER`)."""
+    directory = os.path.dirname(error.filename) if error.filename else "there"
+    return OutputUnusable(
+        f"output path {output_path} can't be made: nothing can be made in {directory} ({error.strerror}); give another path"
+    )
 
 
 def _foreign_entries(directory: str, job_id: str) -> Iterator[str]:

@@ -22,12 +22,14 @@ from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.execution.task.publish import (
     MANIFEST_FILENAME,
+    NEVER,
     SinkMode,
     check_can_be_made,
     check_holds_only,
     check_no_foreign_files,
     distinct_names,
     publish,
+    unusable,
     write_mark,
     write_text,
 )
@@ -151,7 +153,12 @@ class DataSinkTask(Task):
     def runtime_output_abspath(self) -> str:
         path = os.path.join(self._sink_staging, f"{self.default_output_name}.{self.runtime_id}")
         if self._running:
-            os.makedirs(path, exist_ok=True)
+            try:
+                os.makedirs(path, exist_ok=True)
+            except OSError as error:
+                if error.errno not in NEVER:
+                    raise
+                raise unusable(self.output_path, error) from error
         return path
 
     @property
