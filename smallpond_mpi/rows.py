@@ -132,7 +132,7 @@ def _of_schema(rows: list[Row], schema: "arrow.Schema") -> "arrow.Table":
             columns.append(arrow.array(values, field.type))
         except _unfit() as error:
             raise SchemaMismatch(
-                f"what the function returned as {field.name!r} does not fit the schema ({field.type}): {error}"
+                f"what the function returned as {field.name!r} does not fit the schema ({field.type}): {error}; correct the one or the other"
             ) from error
     return arrow.Table.from_arrays(columns, schema=schema)
 

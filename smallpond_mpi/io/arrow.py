@@ -278,6 +278,7 @@ def differing_columns(left: pa.Schema, right: pa.Schema) -> list[str]:
     return found + [f"{name!r} is {here[name]} and {there[name]}" for name in common if here[name] != there[name]]
 
 
+TYPES_ADVICE = "read what has other types apart, and cast it"
 UNION_ADVICE = "union_by_name=True fills missing columns with NULL"
 
 
@@ -304,7 +305,7 @@ def unify(
         if misfit:
             columns = "; ".join(differing_columns(first, schema))
             lacks = not by_name and set(schema.names) != set(first.names)
-            hint = f" ({advice})" if lacks and advice else ""
+            hint = f" ({advice})" if lacks and advice else "" if lacks else f"; {TYPES_ADVICE}"
             raise SchemaMismatch(f"schemas of {first_path!r} and {path!r} differ: {columns}{hint}")
     return unified
 

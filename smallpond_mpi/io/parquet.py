@@ -21,11 +21,11 @@ from smallpond_mpi.common import (
     PARQUET_METADATA_KEY_PREFIX,
     ColumnNotFound,
     CorruptInput,
-    InputNotFound,
     OutOfMemory,
     SmallpondError,
 )
 from smallpond_mpi.io.filesystem import retry_missing
+from smallpond_mpi.io.resolve import not_there
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -175,6 +175,9 @@ def arrow_filesystem(filesystem: AbstractFileSystem | None) -> Any:
     return None if filesystem is None else PyFileSystem(FSSpecHandler(filesystem))
 
 
+CORRUPT_ADVICE = "make or copy the file again, or leave it out"
+
+
 def translate_arrow(error: Exception, path: str) -> SmallpondError:
     """What went wrong with a file, in words that name it. `error` came from Arrow or the operating system."""
     if isinstance(error, SmallpondError):
@@ -182,11 +185,12 @@ def translate_arrow(error: Exception, path: str) -> SmallpondError:
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return OutOfMemory(f"no memory is left to read {path!r}: {error}")
     if isinstance(error, FileNotFoundError):
-        return InputNotFound(f"input file {path!r} does not exist")
+        return not_there(path)
     if isinstance(error, IsADirectoryError):
         return CorruptInput(f"{path!r} is a directory, not a Parquet file")
     text = str(error).strip().splitlines()
-    return CorruptInput(f"can't read {path!r} as Parquet: {text[0] if text else type(error).__name__}")
+    reason = "".join(filter(str.isprintable, text[0])).strip(" .:") if text else type(error).__name__
+    return CorruptInput(f"can't read {path!r} as Parquet: {reason}; {CORRUPT_ADVICE}")
 
 
 def open_parquet(
@@ -225,7 +229,7 @@ def check_not_cut(file: pq.ParquetFile, path: str) -> None:
             if begin + column.total_compressed_size > data_end:
                 raise CorruptInput(
                     f"{path!r} is not whole: column {column.path_in_schema!r} of row group {group} should end at byte "
-                    f"{begin + column.total_compressed_size}, but the data end at byte {data_end}"
+                    f"{begin + column.total_compressed_size}, but the data end at byte {data_end}; {CORRUPT_ADVICE}"
                 )
 
 

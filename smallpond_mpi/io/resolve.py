@@ -59,6 +59,13 @@ def resolve(paths: Sequence[str], recursive: bool = False) -> list[str]:
     return files
 
 
+def not_there(path: str, more: str = "") -> InputNotFound:
+    """The error to raise for a file that does not exist."""
+    return InputNotFound(
+        f"input file {path!r} does not exist{more}: correct its path, or put it where all nodes of the job see it"
+    )
+
+
 def match(pattern: str, recursive: bool = False) -> list[str]:
     """The files that a pattern matches, sorted; with `recursive` also those in directories that it matches."""
     found: list[str] = []
@@ -68,7 +75,7 @@ def match(pattern: str, recursive: bool = False) -> list[str]:
         elif recursive:
             found.extend(files_in(path, recursive))
     if not found:
-        raise InputNotFound(f"pattern {pattern!r} matches no file")
+        raise InputNotFound(f"pattern {pattern!r} matches no file: correct it, or its directory")
     return sorted(set(found))
 
 

@@ -429,6 +429,8 @@ def told(error: Exception, query: str, schemas: Sequence[Schema], node: Node | N
     beyond = next((one for one in INPUT.findall(query) if int(one) >= len(schemas)), None)
     if beyond is not None and isinstance(error, duckdb.ParserException):
         text = f"{{{beyond}}} is no input: there are {len(schemas)}, from {{0}} on; {text}"
+    elif isinstance(error, duckdb.ParserException):
+        text += "\ncorrect the query where it is marked"
     return InvalidQuery(f"{text}{where}\nin the query: {query}")
 
 

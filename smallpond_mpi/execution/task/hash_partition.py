@@ -23,6 +23,8 @@ from smallpond_mpi.logical.dataset.quoting import quote_name
 if TYPE_CHECKING:
     from smallpond_mpi.logical.dataset import DataSet
 
+KEY_ADVICE = "what rows are partitioned by must be numbers of partitions"
+
 
 class HashPartitionTask(RowPartitionTask):
     """Base of both engines: cuts its input by the hash of some columns.
@@ -123,11 +125,11 @@ class HashPartitionTask(RowPartitionTask):
         if keys is None:
             return self.numpy_random_gen.integers(0, self.npartitions, num_rows)
         if keys.null_count:
-            raise InvalidArgument(f"partition key NULL is out of range 0-{self.npartitions - 1}")
+            raise InvalidArgument(f"partition key NULL is out of range 0-{self.npartitions - 1}: {KEY_ADVICE}")
         numbers: Int64s = keys.to_numpy(zero_copy_only=False)
         wrong = numbers[(numbers < 0) | (numbers >= self.npartitions)]
         if len(wrong):
-            raise InvalidArgument(f"partition key {wrong[0]} is out of range 0-{self.npartitions - 1}")
+            raise InvalidArgument(f"partition key {wrong[0]} is out of range 0-{self.npartitions - 1}: {KEY_ADVICE}")
         return numbers
 
     def order_within(self, order: Any, counts: Int64s) -> Any:

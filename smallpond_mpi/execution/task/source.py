@@ -7,12 +7,13 @@ from weakref import WeakKeyDictionary
 
 import pyarrow as pa
 
-from smallpond_mpi.common import DEFAULT_ROW_GROUP_SIZE, InputNotFound, InvalidArgument
+from smallpond_mpi.common import DEFAULT_ROW_GROUP_SIZE, InvalidArgument
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin
 from smallpond_mpi.execution.task.output import copy_to_parquet, write_table, written_dataset
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
+from smallpond_mpi.io.resolve import not_there
 from smallpond_mpi.logical.dataset import ArrowTableDataSet, PandasDataSet, ParquetDataSet, SqlQueryDataSet, has_magic
 
 if TYPE_CHECKING:
@@ -130,4 +131,4 @@ def check_files_exist(paths: Sequence[str]) -> None:
     missing = [path for path in paths if "://" not in path and not os.path.exists(path)]
     if missing:
         more = f" (nor do {len(missing) - 1} more of the {len(paths)} files)" if len(missing) > 1 else ""
-        raise InputNotFound(f"input file {missing[0]!r} does not exist{more}")
+        raise not_there(missing[0], more)

@@ -331,7 +331,8 @@ class StreamWriter:
         if not table.schema.equals(self._schema, check_metadata=False):
             raise SchemaMismatch(
                 f"the output of a batch has another schema than the one before:\n{table.schema.remove_metadata()}\n"
-                f"and before:\n{self._schema.remove_metadata()}"
+                f"and before:\n{self._schema.remove_metadata()}\n"
+                "return the same columns, with the same types, for every batch"
             )
         self._held.append(table)
         rows, size = sum(held.num_rows for held in self._held), sum(held.nbytes for held in self._held)

@@ -19,7 +19,8 @@ from smallpond_mpi.common import (
     TaskFailed,
 )
 from smallpond_mpi.io.memory import json_object_bytes
-from smallpond_mpi.io.parquet import translate_arrow
+from smallpond_mpi.io.parquet import CORRUPT_ADVICE, translate_arrow
+from smallpond_mpi.io.resolve import not_there
 
 if TYPE_CHECKING:
     from smallpond_mpi.logical.dataset.base import DataSet
@@ -40,6 +41,14 @@ MEANINGS: list[tuple[re.Pattern[str], type[BadInput]]] = [
         CorruptInput,
     ),
 ]
+ADVICE = {
+    duckdb.ConversionException: "try_cast gives NULL where a value does not fit",
+    duckdb.ParserException: "correct the query where it is marked",
+}
+"""What to do about a query that DuckDB refuses for a reason that does not say it."""
+CSV_ADVICE = "correct the file, or what schema= and delim= say of it (varchar takes any text)"
+READS_FILES = re.compile(r"CREATE OR REPLACE TEMP VIEW \w+ AS .*read_(csv|json)\(", re.DOTALL)
+SHOWN_QUERY = re.compile(r"\n\s*LINE \d+: ")
 CSV_LINE = re.compile(r"CSV Error on Line: (\d+)\n(?:Original Line: (.*)\n)?(.*)")
 CSV_FILE = re.compile(r"^\s*file = (.*)$", re.MULTILINE)
 JSON_OBJECT = re.compile(r'"maximum_object_size" of (\d+) bytes exceeded')
@@ -62,15 +71,19 @@ def translate(error: Exception, query: str = "", datasets: "Sequence[DataSet]" =
     if kind is InputNotFound or isinstance(error, (duckdb.IOException, FileNotFoundError)):
         missing = _missing_file(datasets)
         if missing is not None:
-            return InputNotFound(f"input file {missing!r} does not exist")
+            return not_there(missing)
     # what DuckDB's Parquet reader stumbles over first is a plain Error, in any words ("Out of buffer"), of no file
     if kind is CorruptInput or type(error) is duckdb.Error:
         file = _broken_file(text, datasets)
         kind = CorruptInput if kind or file else None
         text = f"can't read {file!r}: {text}" if file else text
     if kind is not None:
-        return kind(_in_short(text))
+        return kind(_in_short(text, kind))
+    if isinstance(error, duckdb.CatalogException) and "Type with name" in text and READS_FILES.match(query):
+        why = " ".join(SHOWN_QUERY.split(text, maxsplit=1)[0].split())
+        return InvalidQuery(f"can't read {_path_in(text, datasets)!r}: {why} Correct its schema=")
     if isinstance(error, duckdb.Error):
+        text += next((f"\n{advice}" for of_kind, advice in ADVICE.items() if isinstance(error, of_kind)), "")
         return InvalidQuery(f"{text}\nin the query: {query[:SHOWN_QUERY_CHARS]}" if query else text)
     return translate_arrow(error, _path_in(text, datasets))
 
@@ -82,15 +95,20 @@ def _broken_file(text: str, datasets: "Sequence[DataSet]") -> str | None:
     return next((file for dataset in datasets if (file := dataset.unreadable_file())), None)
 
 
-def _in_short(text: str) -> str:
-    """DuckDB's advice on CSV files left out: here the schema is given, so that what it says of detection is wrong."""
+def _in_short(text: str, kind: type[BadInput]) -> str:
+    """What is wrong with a file and what to do, without the query that read it.
+
+    DuckDB's advice on CSV files is left out: here the schema is given, so that what it says of detection is wrong.
+    """
     found = CSV_LINE.search(text)
     if found is None:
-        return text
+        text = SHOWN_QUERY.split(text, maxsplit=1)[0].rstrip(" .\n")
+        return f"{text}; {CORRUPT_ADVICE}" if kind is CorruptInput else text
     line, content, reason = found.groups()
     file = CSV_FILE.search(text)
     where = f"{file.group(1)!r}, line {line}" if file else f"line {line}"
-    return f"CSV file {where} does not fit the schema: {reason}" + (f" (the line: {content})" if content else "")
+    shown = f" (the line: {content})" if content else ""
+    return f"CSV file {where} does not fit the schema: {reason.rstrip('. ')}{shown}; {CSV_ADVICE}"
 
 
 def _path_in(text: str, datasets: "Sequence[DataSet]") -> str:
