@@ -3,13 +3,14 @@
     python bad_input_program.py all DATA_ROOT INPUTS OUT     every case, each followed by a computation that must work; reports to OUT as JSON lines
     python bad_input_program.py CASE DATA_ROOT INPUTS        one case, nothing caught
 
-The line that is at fault bears the comment `HERE`: the error must name it.
+The line that is at fault bears the comment `HERE`: the error must name it. What only triggers the run stands in another line.
 """
 
 import inspect
 import json
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -36,6 +37,8 @@ from smallpond_mpi.common import (
     WrongType,
 )
 
+RUNS = re.compile(r"\.(count|take|take_all|to_arrow|compute)\(")
+
 
 @dataclass(frozen=True)
 class Case:
@@ -53,7 +56,9 @@ class Case:
     def line(self) -> int:
         """The line at fault."""
         lines, first = inspect.getsourcelines(self.run)
-        return next(number for number, text in enumerate(lines, first) if "# HERE" in text)
+        number, text = next((number, text) for number, text in enumerate(lines, first) if "# HERE" in text)
+        assert not RUNS.search(text), f"the line of {self.name} that is at fault must not be the one that runs it"
+        return number
 
 
 CASES: dict[str, Case] = {}
@@ -72,128 +77,159 @@ def fails(
 # files
 
 
-@fails(InputNotFound, FileNotFoundError, says=("nowhere.parquet", "does not exist"))
+@fails(InputNotFound, FileNotFoundError, says=("nowhere.parquet", "does not exist", "correct its path"))
 def missing_file(session, inputs):
     df = session.read_parquet(f"{inputs}/nowhere.parquet")  # HERE
     df.filter("a > 1").count()
 
 
-@fails(InputNotFound, FileNotFoundError, says=("nowhere.parquet", "does not exist"))
+@fails(InputNotFound, FileNotFoundError, says=("nowhere.parquet", "does not exist", "correct its path"))
 def missing_file_among_others(session, inputs):
     df = session.read_parquet([f"{inputs}/good.parquet", f"{inputs}/nowhere.parquet"])  # HERE
     df.repartition(4, hash_by="a").to_arrow()
 
 
-@fails(InputNotFound, FileNotFoundError, says=("nowhere.csv", "does not exist"))
+@fails(InputNotFound, FileNotFoundError, says=("nowhere.csv", "does not exist", "correct its path"))
 def missing_csv(session, inputs):
-    session.read_csv(f"{inputs}/nowhere.csv", {"a": "bigint"}).take_all()  # HERE
+    df = session.read_csv(f"{inputs}/nowhere.csv", {"a": "bigint"})  # HERE
+    df.take_all()
 
 
-@fails(InputNotFound, FileNotFoundError, says=("nothing-*.parquet", "matches no file"))
+@fails(InputNotFound, FileNotFoundError, says=("nothing-*.parquet", "matches no file", "correct it"))
 def unmatched_pattern(session, inputs):
     df = session.read_parquet(f"{inputs}/nothing-*.parquet")  # HERE
     df.count()
 
 
-@fails(InputNotFound, FileNotFoundError, says=("no_such_directory", "does not exist"))
+@fails(InputNotFound, FileNotFoundError, says=("no_such_directory", "does not exist", "correct its path"))
 def missing_directory(session, inputs):
-    session.read_parquet(f"{inputs}/no_such_directory").take(1)  # HERE
+    df = session.read_parquet(f"{inputs}/no_such_directory")  # HERE
+    df.take(1)
 
 
-@fails(CorruptInput, ValueError, says=("bad_footer.parquet",))
+@fails(CorruptInput, ValueError, says=("bad_footer.parquet", "make or copy the file again"))
 def corrupt_footer(session, inputs):
-    session.read_parquet(f"{inputs}/bad_footer.parquet").map("a + 1 as b").to_arrow()  # HERE
+    df = session.read_parquet(f"{inputs}/bad_footer.parquet")  # HERE
+    df.map("a + 1 as b").to_arrow()
 
 
-@fails(CorruptInput, ValueError, says=("bad_footer.parquet",))
+@fails(CorruptInput, ValueError, says=("bad_footer.parquet", "make or copy the file again"))
 def corrupt_footer_counted(session, inputs):
-    session.read_parquet(f"{inputs}/bad_footer.parquet").count()  # HERE
+    df = session.read_parquet(f"{inputs}/bad_footer.parquet")  # HERE
+    df.count()
 
 
-@fails(CorruptInput, ValueError, says=("text.parquet",))
+@fails(CorruptInput, ValueError, says=("text.parquet", "make or copy the file again"))
 def not_parquet_at_all(session, inputs):
-    session.read_parquet(f"{inputs}/text.parquet").repartition(2, hash_by="a").count()  # HERE
+    df = session.read_parquet(f"{inputs}/text.parquet")  # HERE
+    df.repartition(2, hash_by="a").count()
 
 
-@fails(CorruptInput, ValueError, says=("empty.parquet",))
+@fails(CorruptInput, ValueError, says=("empty.parquet", "make or copy the file again"))
 def empty_file(session, inputs):
-    session.read_parquet(f"{inputs}/empty.parquet").map("*").count()  # HERE
+    df = session.read_parquet(f"{inputs}/empty.parquet")  # HERE
+    df.map("*").count()
 
 
-@fails(CorruptInput, ValueError, says=("truncated.parquet",))
+@fails(CorruptInput, ValueError, says=("truncated.parquet", "make or copy the file again"))
 def truncated_data_by_sql(session, inputs):
-    session.read_parquet(f"{inputs}/truncated.parquet").map("a, b").to_arrow()  # HERE
+    df = session.read_parquet(f"{inputs}/truncated.parquet")  # HERE
+    df.map("a, b").to_arrow()
 
 
-@fails(CorruptInput, ValueError, says=("truncated.parquet",))
+@fails(CorruptInput, ValueError, says=("truncated.parquet", "make or copy the file again"))
 def truncated_data_by_arrow(session, inputs):
-    session.read_parquet(f"{inputs}/truncated.parquet").map(lambda row: row).count()  # HERE
+    df = session.read_parquet(f"{inputs}/truncated.parquet")  # HERE
+    df = df.repartition(2, by_rows=True)
+    df.map(lambda row: row).count()
 
 
-@fails(CorruptInput, ValueError, says=("truncated.parquet",))
+@fails(CorruptInput, ValueError, says=("truncated.parquet", "make or copy the file again"))
 def truncated_data_by_batches(session, inputs):
-    session.read_parquet(f"{inputs}/truncated.parquet").map_batches(lambda table: table).count()  # HERE
+    df = session.read_parquet(f"{inputs}/truncated.parquet")  # HERE
+    df.map_batches(lambda table: table).count()
 
 
-@fails(CorruptInput, ValueError, says=("truncated.parquet",))
+@fails(CorruptInput, ValueError, says=("truncated.parquet", "make or copy the file again"))
 def truncated_data_by_hash(session, inputs):
-    session.read_parquet(f"{inputs}/truncated.parquet").repartition(3, hash_by="a").count()  # HERE
+    df = session.read_parquet(f"{inputs}/truncated.parquet")  # HERE
+    df.repartition(3, hash_by="a").count()
 
 
-@fails(CorruptInput, ValueError, says=("text.parquet",))
+@fails(CorruptInput, ValueError, says=("text.parquet", "make or copy the file again"))
 def not_parquet_at_all_written(session, inputs):
-    session.read_parquet(f"{inputs}/text.parquet").write_parquet(f"{inputs}/out")  # HERE
+    df = session.read_parquet(f"{inputs}/text.parquet")  # HERE
+    df.write_parquet(f"{inputs}/out")
 
 
-@fails(CorruptInput, ValueError, says=("cut.parquet",))
+@fails(CorruptInput, ValueError, says=("cut.parquet", "make or copy the file again"))
 def cut_data_written(session, inputs):
-    session.read_parquet(f"{inputs}/cut.parquet").write_parquet(f"{inputs}/out")  # HERE
+    df = session.read_parquet(f"{inputs}/cut.parquet")  # HERE
+    df.write_parquet(f"{inputs}/out")
 
 
 @fails(SchemaMismatch, ValueError, says=("good.parquet", "other.parquet", "'c' is only in the second"))
 def schemas_that_do_not_fit_written(session, inputs):
     files = [f"{inputs}/good.parquet", f"{inputs}/other.parquet"]
-    session.read_parquet(files).repartition(2).write_parquet(f"{inputs}/out")  # HERE
+    df = session.read_parquet(files)  # HERE
+    df.repartition(2).write_parquet(f"{inputs}/out")
 
 
-@fails(CorruptInput, ValueError, says=("words.csv", "line 3", "x,three"))
+@fails(CorruptInput, ValueError, says=("words.csv", "line 3", "x,three", "correct the file, or"))
 def csv_that_does_not_fit(session, inputs):
-    session.read_csv(f"{inputs}/words.csv", {"a": "bigint", "b": "varchar"}).map("a").to_arrow()  # HERE
+    df = session.read_csv(f"{inputs}/words.csv", {"a": "bigint", "b": "varchar"})  # HERE
+    df = df.filter("b != 'x'")
+    df.map("a").to_arrow()
 
 
-@fails(CorruptInput, ValueError, says=("words.csv", "line"))
+@fails(CorruptInput, ValueError, says=("words.csv", "line 3", "x,three", "correct the file, or"))
+def csv_that_does_not_fit_joined(session, inputs):
+    good = session.read_parquet(f"{inputs}/good.parquet")
+    words = session.read_csv(f"{inputs}/words.csv", {"a": "bigint", "b": "varchar"})  # HERE
+    df = good.join(words, on="a")
+    df.count()
+
+
+@fails(CorruptInput, ValueError, says=("words.csv", "line", "correct the file, or"))
 def csv_with_more_columns(session, inputs):
-    session.read_csv(f"{inputs}/words.csv", {"a": "varchar"}).map("a").to_arrow()  # HERE
+    df = session.read_csv(f"{inputs}/words.csv", {"a": "varchar"})  # HERE
+    df.map("a").to_arrow()
 
 
-@fails(CorruptInput, ValueError, says=("words.csv",))
+@fails(CorruptInput, ValueError, says=("words.csv", "correct the file, or"))
 def csv_by_python(session, inputs):
-    session.read_csv(f"{inputs}/words.csv", {"a": "bigint", "b": "varchar"}).map(lambda row: row).to_arrow()  # HERE
+    df = session.read_csv(f"{inputs}/words.csv", {"a": "bigint", "b": "varchar"})  # HERE
+    df.map(lambda row: row).to_arrow()
 
 
-@fails(CorruptInput, ValueError, says=("broken.json",))
+@fails(CorruptInput, ValueError, says=("broken.json", "make or copy the file again"))
 def json_that_is_none(session, inputs):
-    session.read_json(f"{inputs}/broken.json", {"a": "bigint"}).map("a").to_arrow()  # HERE
+    df = session.read_json(f"{inputs}/broken.json", {"a": "bigint"})  # HERE
+    df.map("a").to_arrow()
 
 
-@fails(BadInput, ValueError, says=("biggint",))
+@fails(BadInput, ValueError, says=("biggint", "words.csv", "Correct its schema="))
 def csv_type_that_is_none(session, inputs):
-    session.read_csv(f"{inputs}/words.csv", {"a": "biggint", "b": "varchar"}).map("a").to_arrow()  # HERE
+    df = session.read_csv(f"{inputs}/words.csv", {"a": "biggint", "b": "varchar"})  # HERE
+    df.map("a").to_arrow()
 
 
-@fails(SchemaMismatch, ValueError, says=("good.parquet", "other.parquet"))
+@fails(SchemaMismatch, ValueError, says=("good.parquet", "other.parquet", "union_by_name=True"))
 def schemas_that_do_not_fit(session, inputs):
-    session.read_parquet([f"{inputs}/good.parquet", f"{inputs}/other.parquet"]).map("*").to_arrow()  # HERE
+    df = session.read_parquet([f"{inputs}/good.parquet", f"{inputs}/other.parquet"])  # HERE
+    df.map("*").to_arrow()
 
 
-@fails(SchemaMismatch, ValueError, says=("good.parquet", "typed.parquet", "'a'"))
+@fails(SchemaMismatch, ValueError, says=("good.parquet", "typed.parquet", "'a'", "and cast it"))
 def types_that_do_not_fit(session, inputs):
-    session.read_parquet([f"{inputs}/good.parquet", f"{inputs}/typed.parquet"]).map(lambda row: row).to_arrow()  # HERE
+    df = session.read_parquet([f"{inputs}/good.parquet", f"{inputs}/typed.parquet"])  # HERE
+    df.map(lambda row: row).to_arrow()
 
 
 @fails(ColumnNotFound, LookupError, says=("'wrong'", "a, b"))
 def unknown_column_to_read(session, inputs):
-    session.read_parquet(f"{inputs}/good.parquet", columns=["wrong"]).map("*").to_arrow()  # HERE
+    df = session.read_parquet(f"{inputs}/good.parquet", columns=["wrong"])  # HERE
+    df.map("*").to_arrow()
 
 
 # columns and SQL
@@ -202,43 +238,79 @@ def unknown_column_to_read(session, inputs):
 @fails(ColumnNotFound, LookupError, says=("'wrong'", "a, b"))
 def unknown_column_in_hash_by(session, inputs):
     df = session.read_parquet(f"{inputs}/good.parquet")
-    df.repartition(4, hash_by=["a", "wrong"]).count()  # HERE
+    df = df.repartition(4, hash_by=["a", "wrong"])  # HERE
+    df.count()
 
 
-@fails(InvalidQuery, ValueError, says=("syntax error", "selec"))
+@fails(InvalidQuery, ValueError, says=("syntax error", "selec", "correct the query where it is marked"))
 def sql_syntax_error(session, inputs):
     df = session.read_parquet(f"{inputs}/good.parquet")
-    session.partial_sql("selec a from {0}", df).count()  # HERE
+    df = session.partial_sql("selec a from {0}", df)  # HERE
+    df.count()
 
 
 @fails(InvalidQuery, ValueError, says=("wrong",))
 def unknown_column_in_filter(session, inputs):
-    session.read_parquet(f"{inputs}/good.parquet").filter("wrong > 1").count()  # HERE
+    df = session.read_parquet(f"{inputs}/good.parquet").filter("wrong > 1")  # HERE
+    df.count()
 
 
 @fails(InvalidQuery, ValueError, says=("wrong",))
 def unknown_column_in_map(session, inputs):
-    session.read_parquet(f"{inputs}/good.parquet").map("a, wrong + 1 as c").count()  # HERE
+    df = session.read_parquet(f"{inputs}/good.parquet").map("a, wrong + 1 as c")  # HERE
+    df.count()
 
 
 @fails(InvalidQuery, ValueError, says=("wrong",))
 def unknown_column_in_partial_sort(session, inputs):
-    session.read_parquet(f"{inputs}/good.parquet").partial_sort(by=["a", "wrong desc"]).count()  # HERE
+    df = session.read_parquet(f"{inputs}/good.parquet").partial_sort(by=["a", "wrong desc"])  # HERE
+    df.count()
 
 
-@fails(InvalidQuery, ValueError, says=("Could not convert string", "one"))
+@fails(InvalidQuery, ValueError, says=("Could not convert string", "one", "try_cast"))
 def sql_cast_of_bad_text(session, inputs):
-    session.read_parquet(f"{inputs}/good.parquet").map("cast(b as integer) as c").count()  # HERE
+    df = session.read_parquet(f"{inputs}/good.parquet").map("cast(b as integer) as c")  # HERE
+    df.count()
+
+
+@fails(InvalidQuery, ValueError, says=("Could not convert string", "one", "try_cast", "what failed was asked for at"))
+def sql_cast_among_other_steps(session, inputs):
+    df = session.read_parquet(f"{inputs}/good.parquet")
+    df = df.filter("a > 0")
+    df = df.map("a, cast(b as integer) as c")  # HERE
+    df = df.filter("c > 1")
+    df = session.partial_sql("select a + c as d from {0}", df)
+    df.count()
+
+
+@fails(InvalidQuery, ValueError, says=("Could not convert string", "what failed was asked for at"))
+def sql_cast_before_rows_are_grouped(session, inputs):
+    df = session.read_parquet(f"{inputs}/good.parquet").repartition(2, by_rows=True)
+    df = df.map("a, cast(b as integer) as c")  # HERE
+    df = df.filter("a > 0")
+    df = df.group_by("a").agg(total="sum(c)")
+    df.take_all()
+
+
+@fails(InvalidQuery, ValueError, says=("Overflow", "one query did what was asked for at"))
+def sql_overflow_that_is_not_marked(session, inputs):
+    df = session.read_parquet(f"{inputs}/good.parquet")
+    df = df.filter("a > 1")
+    df = df.map("a * 9223372036854775807 as x")  # HERE
+    df = df.map("x + 1 as y")
+    df.to_arrow()
 
 
 @fails(InvalidQuery, ValueError, says=("nosuch",))
 def unknown_function_in_sql(session, inputs):
-    session.read_parquet(f"{inputs}/good.parquet").map("nosuch(a)").count()  # HERE
+    df = session.read_parquet(f"{inputs}/good.parquet").map("nosuch(a)")  # HERE
+    df.count()
 
 
 @fails(InvalidQuery, ValueError, says=("drop table",))
 def sql_without_rows(session, inputs):
-    session.partial_sql("drop table if exists nothing", session.read_parquet(f"{inputs}/good.parquet")).count()  # HERE
+    df = session.partial_sql("drop table if exists nothing", session.read_parquet(f"{inputs}/good.parquet"))  # HERE
+    df.count()
 
 
 @fails(SmallpondError, ValueError, says=("{1}",))
@@ -253,15 +325,18 @@ def sql_of_an_input_that_is_not_there(session, inputs):
     says=(
         "partition key",
         "is out of range 0-3",
+        "must be numbers of partitions",
     ),
 )
 def partition_number_out_of_range(session, inputs):
-    session.read_parquet(f"{inputs}/good.parquet").repartition(4, by="a * 10").count()  # HERE
+    df = session.read_parquet(f"{inputs}/good.parquet").repartition(4, by="a * 10")  # HERE
+    df.count()
 
 
-@fails(InvalidArgument, ValueError, says=("NULL",))
+@fails(InvalidArgument, ValueError, says=("NULL", "must be numbers of partitions"))
 def partition_number_null(session, inputs):
-    session.read_parquet(f"{inputs}/good.parquet").repartition(4, by="null").count()  # HERE
+    df = session.read_parquet(f"{inputs}/good.parquet").repartition(4, by="null")  # HERE
+    df.count()
 
 
 @fails(InvalidArgument, ValueError, says=("at least 1", "0"))
@@ -276,7 +351,8 @@ def negative_partitions(session, inputs):
 
 @fails(InvalidArgument, ValueError, says=("10,000,000", "at most"))
 def ten_million_partitions(session, inputs):
-    session.read_parquet(f"{inputs}/good.parquet").repartition(10_000_000, hash_by="a").count()  # HERE
+    df = session.read_parquet(f"{inputs}/good.parquet").repartition(10_000_000, hash_by="a")  # HERE
+    df.count()
 
 
 @fails(InvalidArgument, ValueError, says=("npartitions", "'4'"))
@@ -301,7 +377,8 @@ def two_ways_to_partition(session, inputs):
 
 @fails(InvalidArgument, ValueError, says=("limit", "-1"))
 def negative_limit(session, inputs):
-    session.read_parquet(f"{inputs}/good.parquet").limit(-1).count()  # HERE
+    df = session.read_parquet(f"{inputs}/good.parquet").limit(-1)  # HERE
+    df.count()
 
 
 # functions
@@ -310,7 +387,8 @@ def negative_limit(session, inputs):
 @fails(CannotPickle, TypeError, says=("Can't pickle task", "lock", "make it inside the function"))
 def lock_in_a_closure(session, inputs):
     lock = threading.Lock()
-    session.from_items([1, 2]).map(lambda row: {"a": lock.locked()}).take_all()  # HERE
+    df = session.from_items([1, 2]).map(lambda row: {"a": lock.locked()})  # HERE
+    df.take_all()
 
 
 @fails(CannotPickle, TypeError, says=("Can't pickle task", "make it inside the function"))
@@ -320,19 +398,22 @@ def logger_in_a_closure(session, inputs):
             self.log = logging.StreamHandler()
 
     held = Holder()
-    session.from_items([1, 2]).map(lambda row: {"a": str(held)}).take_all()  # HERE
+    df = session.from_items([1, 2]).map(lambda row: {"a": str(held)})  # HERE
+    df.take_all()
 
 
 @fails(CannotPickle, TypeError, says=("Can't pickle task", "make it inside the function"))
 def open_file_in_a_closure(session, inputs):
     with open(f"{inputs}/words.csv", "a") as file:
-        session.from_items([1, 2]).map(lambda row: {"a": file.name}).take_all()  # HERE
+        df = session.from_items([1, 2]).map(lambda row: {"a": file.name})  # HERE
+        df.take_all()
 
 
 @fails(CannotPickle, TypeError, says=("Can't pickle task", "generator", "inside the function"))
 def generator_in_a_closure(session, inputs):
     numbers = (number for number in range(3))
-    session.from_items([1, 2]).map(lambda row: {"a": next(numbers)}).take_all()  # HERE
+    df = session.from_items([1, 2]).map(lambda row: {"a": next(numbers)})  # HERE
+    df.take_all()
 
 
 @fails(JobFailed, RuntimeError, says=("ZeroDivisionError: division by zero", "in divide", "dividing 1", "rank "))
@@ -341,7 +422,8 @@ def function_that_raises(session, inputs):
         print("dividing", row["item"])
         return {"a": row["item"] / 0}
 
-    session.from_items([1, 2]).map(divide).take_all()  # HERE
+    df = session.from_items([1, 2]).map(divide)  # HERE
+    df.take_all()
 
 
 @fails(JobFailed, RuntimeError, says=("KeyError: 'wrong'", "pick"))
@@ -349,7 +431,8 @@ def function_that_takes_an_unknown_column(session, inputs):
     def pick(row):
         return {"a": row["wrong"]}
 
-    session.from_items([1, 2]).map(pick).take_all()  # HERE
+    df = session.from_items([1, 2]).map(pick)  # HERE
+    df.take_all()
 
 
 @fails(JobFailed, RuntimeError, says=("SystemExit", "leave"))
@@ -357,12 +440,23 @@ def function_that_exits(session, inputs):
     def leave(row):
         sys.exit("enough")
 
-    session.from_items([1]).map(leave).take_all()  # HERE
+    df = session.from_items([1]).map(leave)  # HERE
+    df.take_all()
+
+
+@fails(JobFailed, RuntimeError, says=("KeyboardInterrupt", "in interrupt"))
+def function_that_interrupts(session, inputs):
+    def interrupt(row):
+        raise KeyboardInterrupt
+
+    df = session.from_items([1]).map(interrupt)  # HERE
+    df.take_all()
 
 
 @fails(JobFailed, RuntimeError, says=("exit code 7",))
 def function_that_ends_its_process(session, inputs):
-    session.from_items([1]).map(lambda row: os._exit(7)).take_all()  # HERE
+    df = session.from_items([1]).map(lambda row: os._exit(7))  # HERE
+    df.take_all()
 
 
 @fails(WrongReturnType, TypeError, says=("listed", "a dict", "[1]"))
@@ -370,7 +464,8 @@ def map_function_of_the_wrong_type(session, inputs):
     def listed(row):
         return [row["item"]]
 
-    session.from_items([1, 2]).map(listed).take_all()  # HERE
+    df = session.from_items([1, 2]).map(listed)  # HERE
+    df.take_all()
 
 
 @fails(WrongReturnType, TypeError, says=("single", "a list of dicts"))
@@ -378,7 +473,8 @@ def flat_map_function_of_the_wrong_type(session, inputs):
     def single(row):
         return 3
 
-    session.from_items([1, 2]).flat_map(single).take_all()  # HERE
+    df = session.from_items([1, 2]).flat_map(single)  # HERE
+    df.take_all()
 
 
 @fails(WrongReturnType, TypeError, says=("nothing", "Table", "None"))
@@ -386,35 +482,52 @@ def batch_function_of_the_wrong_type(session, inputs):
     def nothing(table):
         return None
 
-    session.from_items([1, 2]).map_batches(nothing).take_all()  # HERE
+    df = session.from_items([1, 2]).map_batches(nothing)  # HERE
+    df.take_all()
 
 
-@fails(SchemaMismatch, ValueError, says=("item",))
+@fails(SchemaMismatch, ValueError, says=("item", "return the same columns"))
 def batch_function_with_another_schema_in_one_batch(session, inputs):
     def changing(table):
         return table if table["item"][0].as_py() < 20 else table.rename_columns(["other"])
 
-    session.from_items(list(range(40))).map_batches(changing, batch_size=10).take_all()  # HERE
+    df = session.from_items(list(range(40))).map_batches(changing, batch_size=10)  # HERE
+    df.take_all()
 
 
-@fails(SchemaMismatch, ValueError, says=("item",))
+@fails(SchemaMismatch, ValueError, says=("two partitions differ: 'item'", "make all partitions with the same columns"))
 def partitions_with_other_schemas(session, inputs):
     def changing(table):
         return table if table["item"][0].as_py() < 20 else table.rename_columns(["other"])
 
-    session.from_items(list(range(40))).repartition(2, by_rows=True).map_batches(changing).take_all()  # HERE
+    df = session.from_items(list(range(40))).repartition(2, by_rows=True).map_batches(changing)  # HERE
+    df.take_all()
+
+
+@fails(SchemaMismatch, ValueError, says=("two partitions differ: 'item'", "they are made at"))
+def partitions_with_other_schemas_put_together(session, inputs):
+    def changing(table):
+        return table if table["item"][0].as_py() < 20 else table.rename_columns(["other"])
+
+    df = session.from_items(list(range(40))).repartition(2, by_rows=True)
+    df = df.map_batches(changing)  # HERE
+    df = df.repartition(1)
+    df = df.map(lambda row: row)
+    df.take_all()
 
 
 @fails(SchemaMismatch, ValueError, says=("int", "str"))
 def rows_of_mixed_types(session, inputs):
-    session.from_items([1, 2]).map(lambda row: {"a": row["item"] if row["item"] == 1 else "two"}).take_all()  # HERE
+    df = session.from_items([1, 2]).map(lambda row: {"a": row["item"] if row["item"] == 1 else "two"})  # HERE
+    df.take_all()
 
 
-@fails(SchemaMismatch, ValueError, says=("schema",))
+@fails(SchemaMismatch, ValueError, says=("schema", "correct the one or the other"))
 def rows_that_do_not_fit_the_schema(session, inputs):
     import pyarrow as pa
 
-    session.from_items([1]).map(lambda row: {"a": "x"}, schema=pa.schema({"a": pa.int64()})).take_all()  # HERE
+    df = session.from_items([1]).map(lambda row: {"a": "x"}, schema=pa.schema({"a": pa.int64()}))  # HERE
+    df.take_all()
 
 
 @fails(WrongType, TypeError, says=("function", "42"))
@@ -439,17 +552,20 @@ def schema_that_is_a_dict(session, inputs):
 
 @fails(WrongReturnType, TypeError, says=("without columns",))
 def rows_without_columns(session, inputs):
-    session.from_items([1, 2]).map(lambda row: {}).count()  # HERE
+    df = session.from_items([1, 2]).map(lambda row: {})  # HERE
+    df.count()
 
 
 @fails(WrongType, TypeError, says=("timeout_secs", "soon"))
 def timeout_that_is_no_number(session, inputs):
-    session.from_items([1]).map(lambda row: row, timeout_secs="soon").count()  # HERE
+    df = session.from_items([1]).map(lambda row: row, timeout_secs="soon")  # HERE
+    df.count()
 
 
 @fails(JobFailed, RuntimeError, says=("TimeoutError", "0.2 s", "failed 3 times"))
 def function_that_hangs(session, inputs):
-    session.from_items([1]).map(lambda row: time.sleep(60), timeout_secs=0.2).count()  # HERE
+    df = session.from_items([1]).map(lambda row: time.sleep(60), timeout_secs=0.2)  # HERE
+    df.count()
 
 
 # what ranks have
@@ -457,17 +573,20 @@ def function_that_hangs(session, inputs):
 
 @fails(ResourcesUnavailable, ValueError, says=("bytes of memory", "no rank has more than"))
 def more_memory_than_the_machine(session, inputs):
-    session.read_parquet(f"{inputs}/good.parquet").map("a", memory_limit=1 << 50).count()  # HERE
+    df = session.read_parquet(f"{inputs}/good.parquet").map("a", memory_limit=1 << 50)  # HERE
+    df.count()
 
 
 @fails(ResourcesUnavailable, ValueError, says=("10,000 CPUs", "no rank has more than"))
 def more_cpus_than_any_rank(session, inputs):
-    session.read_parquet(f"{inputs}/good.parquet").map(lambda row: row, cpu_limit=10_000).count()  # HERE
+    df = session.read_parquet(f"{inputs}/good.parquet").map(lambda row: row, cpu_limit=10_000)  # HERE
+    df.count()
 
 
 @fails(ResourcesUnavailable, ValueError, says=("64 GPUs", "no rank has more than"))
 def more_gpus_than_any_rank(session, inputs):
-    session.read_parquet(f"{inputs}/good.parquet").map_batches(lambda table: table, gpu_limit=64).count()  # HERE
+    df = session.read_parquet(f"{inputs}/good.parquet").map_batches(lambda table: table, gpu_limit=64)  # HERE
+    df.count()
 
 
 @fails(InvalidArgument, ValueError, says=("cpu_limit", "0"))
@@ -501,6 +620,26 @@ def output_path_that_is_none(session, inputs):
 @fails(OutputUnusable, OSError, says=("words.csv/below",))
 def output_path_below_a_file(session, inputs):
     session.from_items([1]).write_parquet(f"{inputs}/words.csv/below")  # HERE
+
+
+@fails(OutputUnusable, OSError, says=("/proc/nope/x", "nothing can be made in /proc", "another path"))
+def output_path_where_nothing_can_be_made(session, inputs):
+    session.from_items([1]).write_parquet("/proc/nope/x")  # HERE
+
+
+@fails(OutputUnusable, OSError, says=("/proc/nope/x", "nothing can be made in /proc", "another path"))
+def csv_output_where_nothing_can_be_made(session, inputs):
+    session.from_items([1]).write_csv("/proc/nope/x")  # HERE
+
+
+@fails(OutputUnusable, OSError, says=("/proc/nope/x", "nothing can be made in /proc", "another path"))
+def json_output_where_nothing_can_be_made(session, inputs):
+    session.from_items([1]).write_json("/proc/nope/x")  # HERE
+
+
+@fails(OutputUnusable, OSError, says=("x" * 300, "File name too long", "another path"))
+def output_path_that_is_too_long(session, inputs):
+    session.from_items([1]).write_parquet(f"{inputs}/{'x' * 300}")  # HERE
 
 
 # arguments of the wrong type
@@ -538,7 +677,8 @@ def pandas_that_is_none(session, inputs):
 
 @fails(InvalidArgument, ValueError, says=("no columns",))
 def items_without_columns(session, inputs):
-    session.from_items([{}, {}]).map("1 as one").take_all()  # HERE
+    df = session.from_items([{}, {}]).map("1 as one")  # HERE
+    df.take_all()
 
 
 @fails(InvalidArgument, ValueError, says=("init()", "before"))
