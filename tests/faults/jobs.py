@@ -171,6 +171,11 @@ class Job:
         notes = [name.split(".") for name in os.listdir(self.notes) if name.startswith("running.")]
         return [(task, int(pid)) for _, task, _, _, pid in notes if os.path.exists(f"/proc/{pid}")]
 
+    def attempts(self) -> list[tuple[str, str, int]]:
+        """(task, attempt, pid) of all pieces of work that were ever begun, over all starts."""
+        notes = [name.split(".") for name in os.listdir(self.notes) if name.startswith(("running.", "done."))]
+        return [(task, f"{epoch}.{attempt}", int(pid)) for _, task, epoch, attempt, pid in notes]
+
     def n_worked(self) -> int:
         """How many pieces of work came to their end, over all starts."""
         return sum(name.startswith("done.") for name in os.listdir(self.notes))

@@ -5,6 +5,7 @@ so that a job that is started again is told the same.
     FAULTS_NOTES  directory of notes                    FAULTS_SECS   how long each piece of work takes
     FAULTS_NAMED  output path of the node before the write, if that is to have one
     FAULTS_LEASE_SECS  how often the lease is renewed
+    FAULTS_SPECULATIVE speculative_exec
     FAULTS_STOP   leave at once, as a crash would, after the write (1)
 """
 
@@ -40,7 +41,8 @@ def worked(df, output_path=None):
 
 
 def main():
-    s = sp.init(heartbeat_secs=0.5, late_secs=3.0, gone_secs=6.0)
+    speculative = os.environ.get("FAULTS_SPECULATIVE", "enable")
+    s = sp.init(heartbeat_secs=0.5, late_secs=3.0, gone_secs=6.0, speculative_exec=speculative)
     facts = worked(s.read_parquet(os.environ["FAULTS_IN"] + "/facts-*.parquet").repartition(8, by_rows=True))
     names = s.from_items([{"k": k, "name": f"name {k}"} for k in range(37)])
     joined = s.partial_sql(

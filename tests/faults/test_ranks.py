@@ -1,11 +1,14 @@
 """Ranks are killed: a worker's death under `mpirun --with-ft ulfm` costs its attempts and nothing else; rank 0's ends the job, which goes on."""
 
 import os
+import re
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.faults.jobs import Job, Watcher, needs_mpirun, wait_for
@@ -36,12 +39,42 @@ def test_worker_dies_at_work(job: Callable[..., Job], progress: int) -> None:
     assert one.starts == 1
 
 
+@needs_ulfm
+@pytest.mark.parametrize("progress", [2, 7])
+def test_a_dead_worker_costs_its_attempts_and_nothing_else(job: Callable[..., Job], progress: int) -> None:
+    """Whatever is begun a second time had been begun by a child of the dead rank."""
+    one = job(ranks=3, options=ULFM, env={"FAULTS_SECS": "0.3", "FAULTS_SPECULATIVE": "disable"})
+    one.start()
+    wait_for(lambda: one.n_worked() >= progress, f"{progress} pieces of work")
+    worker = psutil.Process(one.rank_pid(2))
+    theirs: set[int] = set()
+
+    def is_caught_at_work() -> bool:
+        """It is stopped, so that it can't say that what its children do now has ended."""
+        worker.suspend()
+        theirs.update(child.pid for child in worker.children(recursive=True))
+        if any(pid in theirs for _, pid in one.running()):
+            return True
+        worker.resume()
+        return False
+
+    wait_for(is_caught_at_work, "work on rank 2")
+    worker.kill()
+    assert one.wait() == 0, one.stderr
+    one.check_result()
+    begun = Counter(task for task, _, _ in one.attempts())
+    again = {task for task, times in begun.items() if times > 1}
+    assert again, "nothing was lost"
+    assert max(begun.values()) == 2
+    assert again <= {task for task, _, pid in one.attempts() if pid in theirs}
+
+
 BETWEEN = Path(__file__).with_name("between.py")
 
 
 @needs_ulfm
 def test_worker_dies_between_two_computes(job: Callable[..., Job]) -> None:
-    """While rank 0 runs the script, longer than a rank may be silent, and nobody polls."""
+    """While rank 0 runs the script, longer than a rank may be silent, and nobody polls. That is the dead rank's loss alone."""
     one = job(ranks=3, options=ULFM, script=BETWEEN)
     one.start()
     wait_for(lambda: (one.notes / "first").exists(), "the first compute")
@@ -49,6 +82,24 @@ def test_worker_dies_between_two_computes(job: Callable[..., Job]) -> None:
     (one.notes / "go").touch()
     assert one.wait() == 0, one.stderr
     assert (one.notes / "second").read_text() == (one.notes / "first").read_text() == "1000 rows"
+    assert lost_ranks(one) == ["1"]
+
+
+def test_a_script_that_takes_long_between_two_computes_loses_no_rank(job: Callable[..., Job]) -> None:
+    one = job(ranks=3, script=BETWEEN)
+    one.start()
+    wait_for(lambda: (one.notes / "first").exists(), "the first compute")
+    (one.notes / "go").touch()
+    assert one.wait() == 0, one.stderr
+    assert (one.notes / "second").read_text() == "1000 rows"
+    assert lost_ranks(one) == []
+
+
+def lost_ranks(one: Job) -> list[str]:
+    """By the scheduler's log."""
+    log = Path(one.paths.log, "scheduler.log").read_text()
+    assert len(set(re.findall(r"rank (\d+) joined", log))) == 3, log
+    return re.findall(r"rank (\d+) lost", log)
 
 
 @pytest.mark.parametrize(("rank", "options"), [(0, ()), (1, ()), pytest.param(0, ULFM, marks=needs_ulfm)])

@@ -47,10 +47,36 @@ def test_the_answer_is_duckdbs(tmp_path: Path, ranks: int) -> None:
     done = demo(ranks, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "equal to DuckDB's answer" in done.stdout
+    (tasks,) = re.findall(r"^  (\d+) tasks in ", done.stderr, re.MULTILINE)
+    assert int(tasks) >= 200
     assert "stage in flights.py" in done.stderr, (
         "nodes stand where the pipeline is written, not where our command was called"
     )
     assert rows_of(tmp_path / "output" / "flights") == N_FLIGHTS
+
+
+ANOTHER_ANSWER = """
+import sys
+from smallpond_mpi.demo import check, job
+real = check.expected
+def expected(csv_files):
+    rows = real(csv_files)
+    rows[3]["cancelled"] += 1
+    return rows
+check.expected = expected
+import os
+sys.exit(job.run_demo(sys.argv[1], os.environ))
+"""
+
+
+def test_another_answer_than_duckdbs_is_a_failure(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(ANOTHER_ANSWER)
+    done = mpirun(3, [sys.executable, str(script), str(tmp_path / "kept")])
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.count("DIFFERENT: ") == 1
+    assert "cancelled is " in done.stdout
+    assert "equal to DuckDB's answer" not in done.stdout
 
 
 def test_the_example_is_a_script(kept: Path, tmp_path: Path) -> None:
@@ -82,7 +108,7 @@ def children_at_work(launcher_pid: int) -> list[tuple[str, psutil.Process]]:
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_the_answer_is_duckdbs_while_children_are_killed(tmp_path: Path, ranks: int) -> None:
     """SIGKILL every 200 ms to a child that is at work, whatever it does, to none more than twice for one task."""
     seed = 4711 + ranks
