@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import FrameType
@@ -86,14 +87,24 @@ class Place:
             server=self.server,
             watched_parent=os.getppid(),
         )
-        work(executor)
+        try:
+            work(executor)
+        except Exception:  # noqa: BLE001 rank 0 has been told and ends the job, with the traceback
+            if not executor.reason:  # no, it could not be
+                self._abort(f"met an error of its own:\n{traceback.format_exc()}")
+        else:
+            if executor.reason:
+                self._abort(f"leaves: {executor.reason}\n")
         _flush()
-        if executor.reason:
-            sys.stderr.write(f"smallpond_mpi: rank {self.rank} on {self.host} leaves: {executor.reason}\n")
-            self.transport.abort(1)
         self.transport.finalize(FINALIZE_SECS)
         self.transport.leave(0)
         os._exit(0)
+
+    def _abort(self, reason: str) -> None:
+        """End the whole job: there is no rank 0 that would."""
+        sys.stderr.write(f"smallpond_mpi: rank {self.rank} on {self.host} {reason}")
+        _flush()
+        self.transport.abort(1)
 
     def dismiss(self) -> None:
         """Tell the other ranks, unless a job did so at its end, that there will be no (other) job: they are serving already."""

@@ -1,7 +1,9 @@
 """One script, all its launches: the same rows, exit codes and errors."""
 
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -87,6 +89,66 @@ if what == "sleep":
 """
 ROWS = f"rows {[(number, 2 * number + 3) for number in range(0, 100, 2)]}"
 
+BY_VALUE = """
+import os
+import pyarrow as pa
+import pyarrow.compute as pc
+import smallpond_mpi as sp
+from smallpond_mpi.execution.manager import JobManager
+from smallpond_mpi.execution.task import ArrowComputeTask
+from smallpond_mpi.logical.dataset import ArrowTableDataSet
+from smallpond_mpi.logical.node import ArrowComputeNode, Context, DataSourceNode, EvenlyDistributedPartitionNode, LogicalPlan
+import modest
+
+def triple(table):
+    return pa.table({"a": pc.multiply(table["a"], 3), "where": [os.getcwd()] * table.num_rows})
+
+class Triples(ArrowComputeTask):
+    def process(self, runtime_ctx, tables):
+        return triple(tables[0])
+
+class OfThisScript(ArrowComputeNode):
+    def spawn(self, *args, **kwargs):
+        return Triples(*args, **kwargs)
+
+def plan(kind):
+    ctx = Context()
+    rows = DataSourceNode(ctx, ArrowTableDataSet(pa.table({"a": range(8)})))
+    return LogicalPlan(ctx, kind(ctx, (EvenlyDistributedPartitionNode(ctx, (rows,), npartitions=8, partition_by_rows=True),)))
+
+def told(name, table):
+    print(name, sorted(table["a"].to_pylist()), "there" in map(os.path.basename, table["where"].to_pylist()), flush=True)
+
+if os.environ["KIND"] == "functions":
+    session = sp.init(data_root=os.environ["DATA_ROOT"], progress="none")
+    os.remove(modest.__file__)
+    rows = session.from_items([{"a": number} for number in range(8)]).repartition(8, by_rows=True)
+    told("script", rows.map_batches(triple).to_arrow())
+    told("beside", rows.map_batches(modest.triple).to_arrow())
+else:
+    manager = JobManager(data_root=os.environ["DATA_ROOT"])
+    told("script", manager.run(plan(OfThisScript)).final_output.to_arrow_table())
+    os.remove(modest.__file__)
+    told("beside", manager.run(plan(modest.OfAModule)).final_output.to_arrow_table())
+"""
+MODEST = """
+import os
+import pyarrow as pa
+import pyarrow.compute as pc
+from smallpond_mpi.execution.task import ArrowComputeTask
+from smallpond_mpi.logical.node import ArrowComputeNode
+
+def triple(table):
+    return pa.table({"a": pc.multiply(table["a"], 3), "where": [os.getcwd()] * table.num_rows})
+
+class Triples(ArrowComputeTask):
+    def process(self, runtime_ctx, tables):
+        return triple(tables[0])
+
+class OfAModule(ArrowComputeNode):
+    def spawn(self, *args, **kwargs):
+        return Triples(*args, **kwargs)
+"""
 WAITING = """
 import os, time
 import psutil
@@ -174,6 +236,21 @@ def test_every_launch_gives_the_same_rows(launched: Launched, launch: str) -> No
     assert run.returncode == 0, run.stderr
     assert ROWS in run.stdout.splitlines()
     assert "args ['-n', '5', '--keep', '--help'] __main__ True True" in run.stdout.splitlines()
+
+
+@pytest.mark.parametrize("kind", ["functions", "tasks"])
+def test_code_of_the_script_and_beside_it_travels_by_value(launched: Launched, kind: str) -> None:
+    """To workers in another working directory, when the module's file is there no more."""
+    (launched.directory / "modest.py").write_text(MODEST)
+    launched.env["KIND"] = kind
+    script = [sys.executable, "-B", str(launched.write(BY_VALUE))]
+    there = launched.directory / "there"
+    there.mkdir()
+    run = launched.command([*mpirun_command(1, script), ":", "-n", "2", "-wdir", str(there), *script])
+    assert run.returncode == 0, run.stderr
+    tripled = [3 * number for number in range(8)]
+    for name in ("script", "beside"):
+        assert f"{name} {tripled} True" in run.stdout.splitlines()
 
 
 @pytest.mark.parametrize(("launch", "n"), [("python", 1), ("mpirun -n 4 python", 4)])
@@ -281,6 +358,50 @@ def test_a_dead_rank_costs_run_nothing_but_its_attempts(launched: Launched) -> N
     run = launched.by("run -n 3", ["kill a rank"])
     assert run.returncode == 0, run.stderr
     assert "after [{'a': 2}, {'a': 3}]" in run.stdout.splitlines()
+
+
+BREAKS = """
+import os
+import smallpond_mpi as sp
+from smallpond_mpi.execution.executor.core import ExecutorCore
+
+def fails(self, event, now):
+    raise LookupError("a mistake of the executor")
+
+if os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK")) == "1":
+    ExecutorCore.handle = fails
+session = sp.init(data_root=os.environ["DATA_ROOT"], progress="none")
+print(session.from_items([1, 2, 3]).repartition(3, by_rows=True).map(lambda row: row).count())
+"""
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("launch", ["mpirun -n 2 python", "mpirun -n 4 python"])
+def test_an_exception_on_a_rank_ends_the_job_with_its_traceback(launched: Launched, launch: str) -> None:
+    run = launched.by(launch, script=launched.write(BREAKS))
+    assert run.returncode != 0
+    assert "LookupError: a mistake of the executor" in run.stderr
+    assert 'in fails\n' in run.stderr
+    assert re.search(rf"rank 1\b.*{re.escape(socket.gethostname())}", run.stderr), run.stderr
+
+
+WITHOUT_MPI = """
+import os, sys
+import smallpond_mpi as sp
+
+session = sp.init(data_root=os.environ["DATA_ROOT"], progress="none")
+print(session.from_items([1, 2, 3]).map(lambda row: {"a": 2 * row["item"]}).repartition(2, hash_by="a").count(), "mpi4py" in sys.modules)
+try:
+    from mpi4py import MPI
+except RuntimeError:
+    print("there is none")
+"""
+
+
+def test_a_machine_without_mpi_runs_the_script_by_plain_python(launched: Launched) -> None:
+    launched.env |= {"MPI4PY_LIBMPI": "/nowhere/libmpi.so"}
+    run = launched.by("python", script=launched.write(WITHOUT_MPI))
+    assert run.stdout.splitlines() == ["3 False", "there is none"], run.stderr
 
 
 @pytest.mark.fault
