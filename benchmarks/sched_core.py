@@ -17,6 +17,7 @@ import sys
 import tracemalloc
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from time import process_time
 from typing import overload
 
@@ -132,6 +133,38 @@ def bytes_a_task(n_tasks: int, n_ranks: int) -> float:
     return (highest - before) / n_tasks
 
 
+def planned_bytes_a_task(n_tasks: int) -> float:
+    """Memory of a plan by task, at its highest: the planner's own, tasks that read a part of a table and compute on it, and all their specs at once."""
+    import pyarrow as pa
+
+    from smallpond_mpi.execution.context import JobId, RuntimeContext
+    from smallpond_mpi.execution.journal import Restored
+    from smallpond_mpi.execution.scheduler.intake import Lineage, inputs_first, take_in
+    from smallpond_mpi.logical.dataset import ArrowTableDataSet
+    from smallpond_mpi.logical.node import Context, DataSourceNode, EvenlyDistributedPartitionNode, SqlEngineNode
+    from smallpond_mpi.logical.planner import Planner
+
+    ctx = Context()
+    source = DataSourceNode(ctx, ArrowTableDataSet(pa.table({"a": pa.array(range(n_tasks), pa.int64())})))
+    parts = EvenlyDistributedPartitionNode(ctx, (source,), npartitions=n_tasks // 2, partition_by_rows=True)
+    node = SqlEngineNode(ctx, (parts,), "select a + 1 as a from {0}")
+    job = RuntimeContext(JobId.new(), datetime.now(), "/nowhere", random_seed=1)
+    gc.collect()
+    tracemalloc.start()
+    planner = Planner(job)
+    targets = list(planner.plan_node(node))
+    ids = iter(range(1 << 40, 1 << 41))
+    specs = take_in(targets, Restored(), Lineage(), lambda: TaskId(next(ids)), _nothing, _nothing).specs
+    highest = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(specs) >= len(inputs_first(targets)) >= n_tasks
+    return highest / len(specs)
+
+
+def _nothing(*_: object) -> bool:
+    raise AssertionError("nothing is taken up")
+
+
 def measure(n_tasks: int, n_ranks: int) -> dict[str, float]:
     """One row."""
     row: dict[str, float] = {"tasks": n_tasks, "ranks": n_ranks}
@@ -161,11 +194,19 @@ def main() -> int:
     }
     slowest = min(row[f"{name}_events_per_sec"] for row in rows for name in ("long", "short"))
     most_bytes = max(row["bytes_per_task"] for row in rows)
-    is_met = slowest >= 100_000 and most_bytes < 600 and min(ratios.values()) >= 0.7
+    planned = planned_bytes_a_task(2_000 if args.small else MEASURED_TASKS)
+    is_met = slowest >= 100_000 and most_bytes < 600 and planned < 3000 and min(ratios.values()) >= 0.7
     if args.json:
         print(
             json.dumps(
-                {"rows": rows, **ratios, "slowest_events_per_sec": slowest, "bytes_per_task": most_bytes, "met": is_met}
+                {
+                    "rows": rows,
+                    **ratios,
+                    "slowest_events_per_sec": slowest,
+                    "bytes_per_task": most_bytes,
+                    "planned_bytes_per_task": planned,
+                    "met": is_met,
+                }
             )
         )
     else:
@@ -178,7 +219,11 @@ def main() -> int:
                 f" {row['short_events_per_sec']:>15,.0f} {row['bytes_per_task']:>11,.0f}"
             )
         print(", ".join(f"{name.replace('_', ' ')}: {ratio:.2f}" for name, ratio in ratios.items()))
-        print(f"targets (100,000 events/s, 600 bytes a task, flat within 30%): {'met' if is_met else 'missed'}")
+        print(f"planner, Task and spec: {planned:,.0f} bytes a task")
+        print(
+            "targets (100,000 events/s, 600 bytes a task in the core, 3,000 planned, flat within 30%): "
+            f"{'met' if is_met else 'missed'}"
+        )
     return 0 if is_met or args.small else 1
 
 

@@ -2,12 +2,18 @@
 
 import ast
 import fnmatch
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+COLLECTIVES = re.compile(
+    "I?(barrier|bcast|(all)?gatherv?|scatterv?|alltoall[vw]?|(all)?reduce|reduce_scatter.*|(ex)?scan)|(Comm_)?(Idup|Dup|Split|Create|Spawn|Shrink|Agree).*",
+    re.I,
+)
+"""Of mpi4py: a rank that is dead, or computes, would make all others wait."""
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "smallpond_mpi"
 
@@ -280,3 +286,13 @@ def test_import_of_the_package_loads_nothing_heavy() -> None:
         "cloudpickle",
     }
     assert not heavy & loaded_by("import smallpond_mpi")
+
+
+def test_no_collective_after_the_start() -> None:
+    tree = ast.parse((PACKAGE / "execution" / "transport" / "mpi.py").read_text())
+    found: dict[str, set[str]] = {}
+    for function in [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]:
+        for node in ast.walk(function):
+            if isinstance(node, ast.Attribute) and COLLECTIVES.fullmatch(node.attr) and node.attr != "split":
+                found.setdefault(function.name, set()).add(node.attr)
+    assert found == {"start": {"Dup", "Split_type", "allgather"}}

@@ -381,7 +381,7 @@ def test_an_exception_on_a_rank_ends_the_job_with_its_traceback(launched: Launch
     run = launched.by(launch, script=launched.write(BREAKS))
     assert run.returncode != 0
     assert "LookupError: a mistake of the executor" in run.stderr
-    assert 'in fails\n' in run.stderr
+    assert "in fails\n" in run.stderr
     assert re.search(rf"rank 1\b.*{re.escape(socket.gethostname())}", run.stderr), run.stderr
 
 
