@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 COLLECTIVES = re.compile(
-    "I?(barrier|bcast|(all)?gatherv?|scatterv?|alltoall[vw]?|(all)?reduce|reduce_scatter.*|(ex)?scan)|(Comm_)?(Idup|Dup|Split|Create|Spawn|Shrink|Agree).*",
-    re.I,
+    "I?(?i:barrier|bcast|(all)?gatherv?|scatterv?|alltoall[vw]?|(all)?reduce|reduce_scatter.*|(ex)?scan)"
+    "|I?(Dup|dup|Split|Create|Spawn|Shrink|Agree).*"
 )
 """Of mpi4py: a rank that is dead, or computes, would make all others wait."""
 ROOT = Path(__file__).parents[2]
@@ -293,6 +293,6 @@ def test_no_collective_after_the_start() -> None:
     found: dict[str, set[str]] = {}
     for function in [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]:
         for node in ast.walk(function):
-            if isinstance(node, ast.Attribute) and COLLECTIVES.fullmatch(node.attr) and node.attr != "split":
+            if isinstance(node, ast.Attribute) and COLLECTIVES.fullmatch(node.attr):
                 found.setdefault(function.name, set()).add(node.attr)
     assert found == {"start": {"Dup", "Split_type", "allgather"}}
