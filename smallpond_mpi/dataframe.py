@@ -130,7 +130,7 @@ class Session(SessionBase):
         """The files that this element of a Slurm job array is to read: contiguous, and about as many bytes for each element.
 
         What is written from now on waits beside the output path, in `{path}.elements`, until `smallpond-mpi collect` makes one dataset of it. How the
-        files are cut is decided once an array: files that come later are nobody's. Outside an array these are all files. With more elements than files
+        files are cut is decided once an array: files that come later are nobody's. What is written before goes where it is told to, and no two elements may name one path. Outside an array these are all files. With more elements than files
         some get none: reading CSV and JSON then needs a schema.
 
         Raises:

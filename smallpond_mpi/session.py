@@ -13,7 +13,7 @@ from typing import Any
 from smallpond_mpi.common import InvalidArgument
 from smallpond_mpi.config import Config
 from smallpond_mpi.entry import leave
-from smallpond_mpi.execution.arrays import ThisElement
+from smallpond_mpi.execution.arrays import ThisElement, claim_output
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.job import Job
 from smallpond_mpi.execution.paths import ArrayPaths
@@ -133,8 +133,15 @@ class SessionBase:
         return self._element.share(paths, recursive)
 
     def _place_of_output(self, path: str, mode: SinkMode | None) -> str:
-        """Where rows for `path` are written: an element of an array that shares its input puts them beside it, to be collected."""
-        return path if self._element is None else self._element.place_of(path, mode)
+        """Where rows for `path` are written: an element of an array that shares its input puts them beside it, to be collected; what another writes there
+        is its own.
+        """
+        if self._element is not None:
+            return self._element.place_of(path, mode)
+        element = element_of(os.environ)
+        if element is not None:
+            claim_output(ArrayPaths(self._runtime_ctx.data_root, element.array), element, path)
+        return path
 
     # the end
 

@@ -2,6 +2,7 @@
 
     first element ─▶ array.json             which elements there are      made once, then only read
                   ─▶ shares-{digest}.json   which files are whose         (elements may start days apart: what was cut once stays)
+    first writer  ─▶ claim-{digest}.json    whose an output path is, of elements that write without sharing
     each element  ─▶ elements/{index}.json  running, success or why not, and what it wrote where
     collect       ─▶ collected.json         what has been merged
 
@@ -19,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from smallpond_mpi.common import DataRootUnusable, InputNotFound, InvalidArgument
+from smallpond_mpi.common import DataRootUnusable, InputNotFound, InvalidArgument, OutputExists
 from smallpond_mpi.execution.paths import ArrayPaths
 from smallpond_mpi.execution.task.publish import MANIFEST_FILENAME, SinkMode
 from smallpond_mpi.io.filesystem import whole_file
@@ -134,6 +135,21 @@ class ThisElement:
         slurm = f"{self.env['SLURM_ARRAY_JOB_ID']}_{self.element.index}"
         record = ElementRecord(state, slurm, os.uname().nodename, self.job_root, outputs)
         _write(self.paths.element(self.element.index), asdict(record))
+
+
+def claim_output(paths: ArrayPaths, element: Element, path: str) -> None:
+    """Make an output path this element's own: what it writes there is not collected, so no other may write there.
+
+    Raises:
+        OutputExists: it is another element's.
+    """
+    digest = hashlib.sha256(path.encode()).hexdigest()[:16]
+    owner = _write_once(paths.claim(digest), {"path": path, "index": element.index})["index"]
+    if owner != element.index:
+        raise OutputExists(
+            f"element {owner} of array {element.array} writes to {path}, so that element {element.index} must not: call shard() before anything is "
+            "written, for one dataset of all elements, or give each a path of its own (SLURM_ARRAY_TASK_ID)"
+        )
 
 
 def read_array(paths: ArrayPaths) -> ArrayRecord | None:

@@ -145,6 +145,10 @@ class ArrayPaths:
     def element(self, index: int) -> str:
         return join(self.root, "elements", f"{index}.json")
 
+    def claim(self, digest: str) -> str:
+        """Which element writes to one output path by itself."""
+        return join(self.root, f"claim-{digest}.json")
+
     @property
     def collected(self) -> str:
         return join(self.root, "collected.json")

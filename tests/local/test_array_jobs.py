@@ -20,8 +20,10 @@ if "again" in sys.argv:
 """
 
 
-def start(directory: Path, index: int, indices: str, *words: str, **env: str) -> "subprocess.Popen[str]":
-    (directory / "script.py").write_text(SCRIPT)
+def start(
+    directory: Path, index: int, indices: str, *words: str, script: str = SCRIPT, **env: str
+) -> "subprocess.Popen[str]":
+    (directory / "script.py").write_text(script)
     count = {"SLURM_ARRAY_TASK_COUNT": str(len(indices.split(",")))}
     variables = {"SLURM_JOB_ID": str(500 + index), "SLURM_ARRAY_JOB_ID": "500", "SLURM_ARRAY_TASK_ID": str(index)}
     return subprocess.Popen(
@@ -91,6 +93,61 @@ def test_every_output_of_the_script_is_collected(tmp_path: Path) -> None:
     assert collect(tmp_path).returncode == 0
     assert numbers(tmp_path / "out") == [1, 2, 3, 4]
     assert numbers(tmp_path / "second") == [0, 1, 2, 3]
+
+
+WITHOUT_SHARES = """
+import os, sys
+import smallpond_mpi
+sp = smallpond_mpi.init(data_root="root", progress="none")
+if "shard first" in sys.argv:
+    sp.shard("in/*.parquet")
+frame = sp.read_parquet("in/*.parquet").map(f"n, {os.environ['SLURM_ARRAY_TASK_ID']} as element")
+frame.write_parquet(sys.argv[1].format(os.environ["SLURM_ARRAY_TASK_ID"]), mode="overwrite")
+if "shard later" in sys.argv:
+    sp.shard("in/*.parquet")
+    frame.write_parquet("shared")
+"""
+
+
+def test_elements_that_do_not_share_never_write_to_one_path(tmp_path: Path) -> None:
+    """All at once, and in a mode that would have each replace the other's rows: one has the path, the others are told, before they compute."""
+    write_numbers(tmp_path, 3)
+    script = tmp_path / "script.py"
+    ended = [
+        end(process)
+        for process in [start(tmp_path, index, "0,1,2", "out", script=WITHOUT_SHARES) for index in range(3)]
+    ]
+    assert sorted(code for code, _, _ in ended) == [0, 1, 1], ended
+    (owner,) = [index for index, (code, _, _) in enumerate(ended) if code == 0]
+    rows = pq.read_table(tmp_path / "out").to_pylist()
+    assert sorted((row["n"], row["element"]) for row in rows) == [(n, owner) for n in range(3)]
+    for index in {0, 1, 2} - {owner}:
+        _, _, err = ended[index]
+        assert f"{script}:8: smallpond_mpi: OutputExists: element {owner} of array 500 writes to {tmp_path}/out" in err
+        assert "call shard() before anything is written" in err
+    assert end(start(tmp_path, owner, "0,1,2", "out", script=WITHOUT_SHARES))[0] == 0, (
+        "it is this element's still when it runs again"
+    )
+
+
+def test_elements_that_do_not_share_have_paths_of_their_own(tmp_path: Path) -> None:
+    write_numbers(tmp_path, 3)
+    ended = [
+        end(process) for process in [start(tmp_path, index, "0,1", "out-{}", script=WITHOUT_SHARES) for index in (0, 1)]
+    ]
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    for index in (0, 1):
+        assert pq.read_table(tmp_path / f"out-{index}").column("element").to_pylist() == [index] * 3
+
+
+def test_what_is_written_before_shares_are_asked_for_is_not_collected(tmp_path: Path) -> None:
+    write_numbers(tmp_path, 3)
+    for index in (0, 1):
+        assert end(start(tmp_path, index, "0,1", "out-{}", "shard later", script=WITHOUT_SHARES))[0] == 0
+    assert not (tmp_path / "shared").exists()
+    assert collect(tmp_path).returncode == 0
+    assert sorted(pq.read_table(tmp_path / "shared").column("element").to_pylist()) == [0] * 3 + [1] * 3
+    assert {path.name for path in tmp_path.glob("out*")} == {"out-0", "out-1"}
 
 
 def test_what_is_wrong_is_said(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def machine(
 
 def dgx_a100() -> Machine:
     """Two EPYC 7742 in four NUMA nodes each, two threads a core, eight GPUs at nodes 3, 1, 7 and 5: `nvidia-smi topo -m` in
-    https://github.com/NVIDIA/nccl/issues/1505; memory is that of https://docs.nvidia.com/dgx/dgxa100-user-guide/introduction-to-dgxa100.html; the distances (12 within a
+    https://github.com/NVIDIA/nccl/issues/1505; memory is that of https://developer.nvidia.com/blog/defining-ai-innovation-with-dgx-a100; the distances (12 within a
     socket, 32 to the other) are made up for the test.
     """
     nodes = {node: [*range(node * 16, node * 16 + 16), *range(node * 16 + 128, node * 16 + 144)] for node in range(8)}
