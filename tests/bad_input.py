@@ -19,6 +19,8 @@ from typing import Any, ClassVar
 import psutil
 import pytest
 
+from smallpond_mpi.cli.status import all_jobs, lines
+from smallpond_mpi.execution.paths import job_uuid
 from tests.bad_input_files import make
 from tests.bad_input_program import CASES
 from tests.launch import clean_env, is_open_mpi, mpirun_command
@@ -290,6 +292,17 @@ class BadInput:
             done, script, line_of(script), "DataRootUnusable", (str(small_disk), "Read-only", "SP_DATA_ROOT")
         )
 
+    def test_an_output_path_on_a_read_only_disk(self, small_disk: Path, tmp_path: Path) -> None:
+        subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+        script = write_script(
+            tmp_path,
+            f"s = sp.init(data_root={str(tmp_path / 'data')!r}, progress='none')",
+            f"s.from_items([1]).write_json({str(small_disk / 'below' / 'out')!r})  # HERE",
+        )
+        done = self.launch([script])
+        says = (str(small_disk / "below" / "out"), "can't be written to", "another path")
+        ends_with_error(done, script, line_of(script), "OutputUnusable", says, at=line_of(script))
+
     @pytest.fixture
     def small_disk(self, tmp_path: Path) -> Iterator[Path]:
         """A file system of 1 MB."""
@@ -380,6 +393,7 @@ class BadInput:
         assert "Traceback" not in err
         _, alive = psutil.wait_procs(ranks, timeout=10)
         assert alive == []
+        assert f"start the script with SP_JOBID={job_uuid('interrupted')}" in status_later(tmp_path / "data")
         script.write_text(script.read_text().replace("time.sleep(60)", "pass"))
         again = self.launch([script])
         assert again.returncode == 0, again.stderr
@@ -425,6 +439,12 @@ def ends_with_error(
     assert [words for words in says if not any(word in err for word in words.split("|"))] == [], err
     assert err.count("smallpond_mpi: ") == 1, err
     assert PACKAGE.search(err) is None, err
+
+
+def status_later(data_root: Path) -> str:
+    """What `smallpond-mpi status interrupted` says in a minute: all there is where the launcher forwards nothing that a job says at its end,
+    and kills it before it can let go of its lease."""
+    return "\n".join(lines("interrupted", all_jobs(str(data_root), time.time() + 60), []))
 
 
 def fill(disk: Path) -> None:
