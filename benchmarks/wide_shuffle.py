@@ -5,6 +5,7 @@
 Two one-core workers under mpirun; the planner is told that the cluster has slots for so many producers. Every partition is read by a consumer
 that counts and adds up its rows, and the sums must be those of the input. What is printed: rank 0's largest resident set beside the 1 GiB that it
 may take, and the time beside that of a shuffle of the same rows by few producers into few partitions, which is the same work in few slices.
+Exit code 1 if rank 0 took more.
 """
 
 import argparse
@@ -74,7 +75,8 @@ def measure(producers: int, partitions: int, rows: int, source: Path, timeout: f
     return measured
 
 
-def main() -> None:
+def main() -> int:
+    """Measure and print; 1 if rank 0 took more than it may."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--producers", type=int, default=1000)
     parser.add_argument("--partitions", type=int, default=4096)
@@ -86,7 +88,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.job:
         Path(args.job[1]).write_text(json.dumps(shuffle(json.loads(args.job[0]))))
-        return
+        return 0
     if args.small:
         args.producers, args.partitions, args.rows = 50, 128, 64_000
     with tempfile.TemporaryDirectory() as source:
@@ -105,9 +107,10 @@ def main() -> None:
         "rank_0_ratio_to_1_gib": wide["rank_0_bytes"] / GIB,
         "rank_0_bytes_a_slice": (wide["rank_0_bytes"] - few["rank_0_bytes"]) / slices,
     }
+    code = 1 if wide["rank_0_bytes"] > GIB else 0
     if args.json:
         print(json.dumps(figures))
-        return
+        return code
     print(
         f"{args.rows:,} rows, {args.producers:,} producers x {args.partitions:,} partitions = {slices:,} slices on 2 cores"
     )
@@ -117,7 +120,8 @@ def main() -> None:
     print(
         f"  rank 0: {wide['rank_0_bytes'] / (1 << 20):,.0f} MiB, {figures['rank_0_ratio_to_1_gib']:.2f} of the 1 GiB it may take"
     )
+    return code
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
