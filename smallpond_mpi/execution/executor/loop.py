@@ -142,7 +142,7 @@ class ExecutorLoop:
         self._transport = transport
         self._rank = rank
         self._peer = peer
-        self._capacity = capacity
+        self.capacity = capacity
         self._host = host
         self._server = server
         self._clock = clock
@@ -411,7 +411,7 @@ class ExecutorLoop:
         os.set_blocking(token_read, False)
         wire = _Wire(ours, Spool(self._spool_dir), token_read, token_write)
         self._wires[child] = wire
-        tokens = tuple(self._capacity.gpus[index].token for index in lane.gpus)
+        tokens = tuple(self.capacity.gpus[index].token for index in lane.gpus)
         with theirs:
             self._server.fork(child, lane, tokens, [theirs.fileno(), wire.spool.fd, token_read])
         self._selector.register(ours, selectors.EVENT_READ, child)
@@ -498,7 +498,7 @@ class ExecutorLoop:
 
     def _joined(self) -> Joined:
         version = ".".join(map(str, sys.version_info[:3]))
-        return Joined(self._host, os.getpid(), self._capacity, python=version)
+        return Joined(self._host, os.getpid(), self.capacity, python=version)
 
     def _bury(self, child: int) -> None:
         wire = self._wires.pop(child, None)

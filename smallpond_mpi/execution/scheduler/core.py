@@ -347,6 +347,11 @@ class SchedulerCore:
         """Attempts that ranks have been told to start and have not said to be over, stopped ones included."""
         return len(self._board.all_attempts())
 
+    def is_idle(self, rank: Rank) -> bool:
+        """Whether a rank is there and nothing of it is granted."""
+        state = self._board.fleet.rank(rank)
+        return state is not None and state.status is JOINED and state.slots.is_idle()
+
     @property
     def n_unfinished(self) -> int:
         """Tasks submitted that have not come to an end."""

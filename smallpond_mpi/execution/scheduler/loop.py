@@ -10,6 +10,7 @@ It decides nothing: what a command says is done, in order.
 
 import gc
 import math
+import os
 import pickle
 import sys
 import time
@@ -71,11 +72,19 @@ from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.task.publish import remove_staging
 from smallpond_mpi.execution.transport import PeerGone, Received, Transport, nap_secs
 from smallpond_mpi.faults import fault_point
+from smallpond_mpi.platform.binding import OWN_BYTES
+from smallpond_mpi.platform.process import unreclaimable_bytes
 
 POLLING_GAP_SECS = 2.0
 """After so long without a poll the silence of ranks is ours, not theirs."""
 RELEASE_SECS = 15.0
 """For ranks to end what runs there when a job is over. (They give up on processes that can't be killed after 10.)"""
+
+
+LEAST_LEFT = 1 / 8
+"""Of rank 0's memory for tasks, whatever its own process holds."""
+WORTH_COUNTING = 1 / 64
+"""Of the same: the change from which what is there for tasks is counted anew."""
 
 
 class SchedulerLoop:
@@ -171,6 +180,7 @@ class SchedulerLoop:
         self._sweep_outputs()
         self._tasks.update((task.id, task) for task in intake.tasks)
         self._finished = None
+        self._count_what_we_hold()
         self._handle(events.JobSubmitted(intake.specs))
         # What was planned stays: looking through millions of tasks for garbage again and again halves the rate of events.
         gc.freeze()
@@ -198,6 +208,16 @@ class SchedulerLoop:
             raise self._story_of(finished.failed, finished.reason, {task.id: task for task in intake.tasks})
         if self._asked_to_stop is not None and not all(task.is_done for task in intake.tasks):
             raise JobStopped(self._asked_to_stop)
+
+    def _count_what_we_hold(self) -> None:
+        """Grant nothing that this process holds itself: tables of the script, a large plan. Only while no task runs here."""
+        rank, was = SCHEDULER_RANK, self._capacities[SCHEDULER_RANK]
+        held = max(0, unreclaimable_bytes(os.getpid()) - OWN_BYTES)
+        whole = self._executor.capacity.memory_bytes
+        left = max(whole - held, int(whole * LEAST_LEFT))
+        if abs(left - was.memory_bytes) > whole * WORTH_COUNTING and self._core.is_idle(rank):
+            self._capacities[rank] = replace(was, memory_bytes=left)
+            self._handle(events.RankJoined(rank, self._hosts[rank], self._capacities[rank]))
 
     def _sweep_outputs(self) -> None:
         """Remove named results that are nobody's. Those recorded earlier may be of tasks that the script has not come to yet."""
