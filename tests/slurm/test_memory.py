@@ -39,3 +39,30 @@ def test_a_task_may_take_all_that_there_is_for_tasks(cluster: Cluster, shared: P
     ended = batch(cluster, shared, "python memory.py 2 390 370", ["-n1", "--mem=600"])
     assert "rows: 2" in ended.output
     assert "failed" not in ended.output
+
+
+HOLDS = """
+import os
+import pyarrow as pa
+import smallpond_mpi
+from smallpond_mpi.logical.node import ArrowComputeNode
+
+def take(ctx, tables):
+    held = []
+    for _ in range(int(ctx.task.memory_limit * 0.85) >> 23):
+        held.append(b"\\x01" * (8 << 20))
+    return tables[0]
+
+mine = bytearray(b"\\x01") * (300 << 20)
+sp = smallpond_mpi.init(data_root=os.path.abspath("root"))
+items = sp.from_arrow(pa.table({"n": list(range(4))})).repartition(4, by_rows=True)
+print("rows:", smallpond_mpi.DataFrame(sp, ArrowComputeNode(sp._ctx, (items.plan,), process_func=take)).count(), len(mine))
+"""
+
+
+def test_what_the_script_holds_is_not_granted(cluster: Cluster, shared: Path) -> None:
+    """Of 800 MB the script has 300: tasks that name no limit may take what is left, and the kernel kills nothing."""
+    (shared / "holds.py").write_text(HOLDS)
+    ended = batch(cluster, shared, "python holds.py", ["-n1", "--mem=800"])
+    assert "rows: 4 314572800" in ended.output
+    assert "failed" not in ended.output
