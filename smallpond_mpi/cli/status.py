@@ -118,7 +118,10 @@ def is_meant(job: QueuedJob, wanted: str) -> bool:
 def lines(wanted: str | None, jobs: Sequence[JobState], queue: Collection[QueuedJob]) -> list[str]:
     """All there is to say; nothing if nothing is known. Pure."""
     if wanted is None:
-        shown = [f"{one.id}  {one.state:12} {one.slurm:>10}  {one.progress or one.why}" for one in jobs[:SHOWN_JOBS]]
+        shown = [
+            f"{one.id}  {one.state:12} {one.slurm:>10}  {_first_line(one.progress or one.why)}"
+            for one in jobs[:SHOWN_JOBS]
+        ]
         rest = [f"and {len(jobs) - SHOWN_JOBS} older ones"] if len(jobs) > SHOWN_JOBS else []
         alive = [describe_queued(job) for job in queue if job.state not in OVER]
         return [*shown, *rest, *alive]
@@ -126,6 +129,10 @@ def lines(wanted: str | None, jobs: Sequence[JobState], queue: Collection[Queued
     ids: Mapping[str, None] = dict.fromkeys([wanted, *(slurm for one in ours for slurm in one.slurm_ids)])
     queued = [describe_queued(job) for job in queue if any(is_meant(job, one) for one in ids)]
     return [*dict.fromkeys(queued), *(line for one in ours for line in describe(one))]
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0]
 
 
 def now() -> float:

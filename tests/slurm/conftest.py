@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fake_nvml import NO_COMPILER, Gpu, build
 from tests.slurm.cluster.cluster import Cluster, why_not
 
 
@@ -57,3 +58,12 @@ def shared(cluster: Cluster, request: pytest.FixtureRequest) -> Path:
     directory = cluster.shared / request.node.name.translate(str.maketrans("[]/ ", "____"))
     directory.mkdir()
     return directory
+
+
+@pytest.fixture
+def gpus(cluster: Cluster) -> dict[str, str]:
+    """Variables by which ranks find four GPUs a node, those that the job's cgroup lets them open."""
+    if NO_COMPILER:
+        pytest.skip("no C compiler for the library that answers as NVML")
+    devices = [Gpu(f"GPU-%h-{index}", "00000000:01:00.0", f"{cluster.box}/dev/nvidia{index}") for index in range(4)]
+    return build(cluster.shared / "nvml", devices)

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -23,10 +25,10 @@ ENV = {**MPI, "PATH": f"{BIN}:{os.environ['PATH']}", "PMI": "pmix" if is_open_mp
 OURS = [sys.executable, "-m", "smallpond_mpi"]
 
 
-def sbatch(cluster: Cluster, directory: Path, *words: str) -> str:
+def sbatch(cluster: Cluster, directory: Path, *words: str, env: Mapping[str, str] | None = None) -> str:
     """The id of a job that runs one of the files, below `directory`."""
     options = ["--chdir", str(directory), "--parsable", "-o", str(directory / "%x.out"), "--open-mode=append"]
-    return cluster.run(["sbatch", *options, *words], env=ENV).stdout.strip()
+    return cluster.run(["sbatch", *options, *words], env={**ENV, **(env or {})}).stdout.strip()
 
 
 def is_over(cluster: Cluster, job: str) -> bool:
@@ -138,3 +140,100 @@ def test_submit_status_and_what_they_say(cluster: Cluster, shared: Path) -> None
     refused = cluster.run([*submit, *options, "--partition=none", "--", "in", "out"], env=ENV, check=False)
     assert refused.returncode == 2
     assert "Invalid partition" in refused.stderr
+
+
+def test_the_gpus_of_gpu_numa(cluster: Cluster, shared: Path, gpus: dict[str, str]) -> None:
+    """The two that the job has of the node's four: each of its two tasks, which run at the same time, has one, by its UUID."""
+    shutil.copy(Path(__file__).with_name("placement.py"), shared)
+    words = [str(FILES / "gpu_numa.sbatch"), "placement.py", "2", "1", "1"]
+    job = sbatch(cluster, shared, *words, env=gpus)
+    wait_until(lambda: len(list((shared / "reports").glob("*.json"))) == 2 or is_over(cluster, job))
+    reports = {path.stem: json.loads(path.read_text()) for path in (shared / "reports").glob("*.json")}
+    (shared / "go").touch()
+    output = wait(cluster, shared, job)
+    host = field(cluster, job, "BatchHost")
+    assert sorted(report["gpus"] for report in reports.values()) == [f"GPU-{host}-0", f"GPU-{host}-1"], output
+    assert sorted(report["affinity"] for report in reports.values()) == [[0], [1]]
+
+
+def test_status_lists_all_and_tells_of_a_failed_job(cluster: Cluster, shared: Path) -> None:
+    prepare(shared)
+    submit = [*OURS, "submit", str(shared / "pipeline.py"), "-n1", "--mem-per-cpu=1G", f"--chdir={shared}"]
+    options = [f"--output={shared}/%j.out", f"--data-root={shared}/root", "--job-name=mine"]
+    jobs = []
+    for words in (["--wait", "--", "in", "out"], ["--wait", "--", "nowhere", "out2"], ["--hold", "--", "in", "out3"]):
+        said = cluster.run([*submit, *options, *words], env=ENV, check=False).stdout
+        jobs.append(said.partition("submitted: Slurm job ")[2].split()[0])
+    good, bad, held = jobs
+    status = [*OURS, "status", "--data-root", f"{shared}/root"]
+    lines = cluster.run(status, env=ENV).stdout.splitlines()
+    assert len(lines) == 3, "a line each"
+    assert [line.split()[1:3] for line in lines[:2]] == [["failure", bad], ["success", good]], lines
+    assert f"slurm job {held} mine: PENDING (JobHeldUser), UNLIMITED left" in lines
+    assert not [line for line in lines if line.startswith((f"slurm job {good} ", f"slurm job {bad} "))], (
+        "these are over"
+    )
+
+    told = cluster.run([*status, bad], env=ENV).stdout
+    assert f"slurm job {bad} mine: FAILED" in told
+    assert ": failure (" in told
+    assert "nowhere" in told, "the error is in it"
+    assert "go on     start the script with SP_JOBID=" in told
+    unknown = cluster.run([*status, "999999"], env=ENV, check=False)
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert "nothing of job 999999 below data root" in unknown.stderr
+
+
+@pytest.mark.parametrize("what", ["no commands", "no controller"])
+def test_where_slurm_can_not_be_asked(cluster: Cluster, shared: Path, what: str) -> None:
+    """One line says so; status goes by the files, submit can't go on."""
+    prepare(shared)
+    script = f"cd {shared} && SLURM_JOB_NUM_NODES=1 SP_DATA_ROOT={shared}/root python pipeline.py in out"
+    cluster.run(["bash", "-c", script], env=ENV)
+    if what == "no commands":
+        without, reason = ["env", f"PATH={BIN}"], "there is no {} on the PATH: is this a login node of a Slurm cluster?"
+    else:
+        conf = (cluster.box / "etc" / "slurm.conf").read_text() + "SlurmctldPort=1\n"  # where nobody listens
+        (shared / "slurm.conf").write_text(re.sub(r"(?m)^MessageTimeout=.*$", "MessageTimeout=2", conf))
+        without, reason = (
+            ["env", f"SLURM_CONF={shared}/slurm.conf"],
+            "Unable to contact slurm controller (connect failure)",
+        )
+    status = cluster.run([*without, *OURS, "status", "--data-root", f"{shared}/root"], env=ENV)
+    assert status.stderr.count("\n") == 1, status.stderr
+    assert reason.format("squeue") in status.stderr
+    assert "going by what lies below the data root" in status.stderr
+    assert " success " in status.stdout
+    submit = [*without, *OURS, "submit", str(shared / "pipeline.py"), f"--data-root={shared}/root"]
+    refused = cluster.run(submit, env=ENV, check=False, timeout=120)
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1, refused.stderr
+    assert reason.format("sbatch") in refused.stderr
+
+
+def test_the_line_that_reruns_failed_and_missing_elements(cluster: Cluster, shared: Path) -> None:
+    """Of an array that `submit` made, it brings all options: they stand in the batch script. Those of sbatch's command line it can't know, and says so."""
+    prepare(shared)
+    shutil.copy(Path(__file__).with_name("shard_pipeline.py"), shared)
+    (shared / "fail-0").touch()
+    submit = [*OURS, "submit", str(shared / "shard_pipeline.py"), f"--chdir={shared}", f"--output={shared}/%A_%a.out"]
+    options = ["--array=0-3%1", "-n1", "-c2", "--mem-per-cpu=900", f"--data-root={shared}/root"]
+    said = cluster.run([*submit, *options, "--", "in", "out"], env=ENV).stdout
+    array = said.partition("submitted: Slurm job ")[2].split()[0]
+    cluster.run(["scancel", f"{array}_3"])
+    wait_until(lambda: is_over(cluster, array), deadline_secs=END_SECS)
+    collect = [*OURS, "collect", array, "--data-root", str(shared / "root")]
+    early = cluster.run(collect, env=ENV, check=False).stdout
+    assert "2 of 4 elements have succeeded" in early
+    assert "element 0: failed" in early
+    assert "element 3: missing: it never began" in early
+    assert "with the options that sbatch got on its command line before" in early
+    (line,) = [line for line in early.splitlines() if "sbatch --array=0,3 " in line]
+    (shared / "fail-0").unlink()
+    again = cluster.run(["bash", "-c", line], env=ENV).stdout.split()[-1]
+    wait_until(lambda: is_over(cluster, again), deadline_secs=END_SECS)
+    assert field(cluster, again, "CPUs/Task") == "2"
+    assert field(cluster, again, "MinMemoryCPU") == "900M"
+    done = cluster.run(collect, env=ENV)
+    assert "4 elements" in done.stdout
+    assert sorted(pq.read_table(shared / "out").column("n").to_pylist()) == list(range(10_000))

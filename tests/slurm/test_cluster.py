@@ -135,6 +135,43 @@ def test_by_hand(tmp_path: Path) -> None:
     assert "python -m tests.slurm.cluster start" in done.stderr
 
 
+@pytest.mark.fault
+@pytest.mark.usefixtures("slurm_here")
+def test_by_hand_from_start_to_stop() -> None:
+    """Each command is a process of its own; nothing is left: processes, mounts, networks, cgroups, files."""
+    box = PARENT / remains.BY_HAND
+    if box in remains.clusters(PARENT):
+        pytest.skip(f"somebody works with {box}")
+
+    def by_hand(*words: str) -> str:
+        command = [sys.executable, "-m", "tests.slurm.cluster", *words]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    before = traces()
+    seen: set[int] = set()
+    try:
+        assert "'n3': 'idle'" in by_hand("start")
+        seen |= remains.processes_of(box)
+        assert sorted(by_hand("run", "srun", "-N3", "--mem=100", "hostname").split()) == ["n1", "n2", "n3"]
+        networks = {
+            name: os.readlink(f"/proc/{(box / 'run' / f'{name}.pid').read_text()}/ns/net") for name in ("n2", "n3")
+        }
+        by_hand("crash", "n3")
+        wait_until(lambda: networks["n3"] not in {_network_of(pid) for pid in remains.processes_of(box)})
+        assert networks["n2"] in {_network_of(pid) for pid in remains.processes_of(box)}, "the others are well"
+        assert by_hand("run", "srun", "-w", "n2", "--mem=100", "hostname") == "n2\n"
+        seen |= remains.processes_of(box)
+    finally:
+        by_hand("stop")
+    assert len(seen) > 8
+    assert not [pid for pid in seen if Path(f"/proc/{pid}/root").exists()]
+    assert box not in remains.clusters(PARENT), "neither files nor cgroups"
+    assert traces() == before
+    assert not set(networks.values()) & {_network_of(int(name)) for name in os.listdir("/proc") if name.isdigit()}
+
+
 def test_a_start_that_fails_leaves_nothing(slurm_here: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.slurm.cluster.cluster.START_SECS", 0.0)
     cluster = Cluster(plan=Shape(nodes=1, cpus=1))

@@ -12,7 +12,6 @@ import pytest
 
 from smallpond_mpi.execution.executor.child import THREAD_VARIABLES
 from tests.executor_bench import wait_until
-from tests.fake_nvml import NO_COMPILER, Gpu, build
 from tests.launch import is_open_mpi, launcher
 from tests.slurm.cluster import remains
 from tests.slurm.cluster.cluster import Cluster
@@ -138,15 +137,6 @@ def test_a_job_of_one_core_of_a_node_stays_on_it(cluster: Cluster, shared: Path)
     (seen,) = look_at(cluster, shared, "", ["-N1", "-n1"], tasks=1)
     assert seen.cpus in ("0", "1")
     assert f"[{seen.cpus}]" == str(seen.report["affinity"])
-
-
-@pytest.fixture
-def gpus(cluster: Cluster) -> dict[str, str]:
-    """Variables by which ranks find four GPUs a node, those that the job's cgroup lets them open."""
-    if NO_COMPILER:
-        pytest.skip("no C compiler for the library that answers as NVML")
-    devices = [Gpu(f"GPU-%h-{index}", "00000000:01:00.0", f"{cluster.box}/dev/nvidia{index}") for index in range(4)]
-    return build(cluster.shared / "nvml", devices)
 
 
 @pytest.mark.parametrize(

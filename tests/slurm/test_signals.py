@@ -56,6 +56,59 @@ def is_in_the_midst(directory: Path) -> bool:
     return runs.exists() and len(runs.read_text().split()) > 3
 
 
+def goes_on(cluster: Cluster, directory: Path, job: str, name: str) -> None:
+    """After an orderly stop: job.sbatch with the same job id does the rest."""
+    (directory / "go").touch()
+    words = [f"--export=ALL,SP_JOBID={name}", f"--job-name=again-{job}", str(FILES / "job.sbatch")]
+    again = sbatch(cluster, directory, *words, "slow_pipeline.py", "in", "out", "3")
+    wait_until(lambda: is_over(cluster, again), deadline_secs=END_SECS)
+    output = (directory / f"again-{job}.out").read_text()
+    assert field(cluster, again, "JobState") == "COMPLETED", output
+    assert "taken up from an earlier run" in output
+    assert set(Counter((directory / "runs").read_text().split()).values()) == {1}, "what was done stayed done"
+    assert sorted(pq.read_table(directory / "out").column("n").to_pylist()) == list(range(10_000))
+
+
+@pytest.mark.parametrize("how", ["--batch", "--full"])
+def test_a_warning_stops_a_job_in_order(cluster: Cluster, shared: Path, how: str) -> None:
+    """The batch script is warned, or it and every step (mpirun's own on the other node too)."""
+    directory = shared / "warned"
+    slow_job(directory)
+    job = sbatch(cluster, directory, str(FILES / "job.sbatch"), "slow_pipeline.py", "in", "out", "3")
+    output = directory / "job.sbatch.out"
+    wait_until(lambda: is_in_the_midst(directory))
+    cluster.run(["scancel", how, "--signal=USR1", job])
+    wait_until(lambda: "nothing new is started" in output.read_text(), output.read_text())
+    (directory / "go").touch()
+    wait_until(lambda: is_over(cluster, job), deadline_secs=END_SECS)
+    assert field(cluster, job, "JobState") == "FAILED", output.read_text()
+    assert field(cluster, job, "ExitCode") == "75:0"
+    assert "stopped in order" in output.read_text()
+    assert "start the script with SP_JOBID=" in output.read_text()
+    assert not (directory / "out").exists()
+    goes_on(cluster, directory, job, f"job-{job}")
+
+
+@pytest.mark.skipif(not is_open_mpi(), reason="MPICH over UCX, without libfabric, does not start by srun every time")
+def test_slurm_warns_the_steps_where_nobody_asked_for_the_batch_script(cluster: Cluster, shared: Path) -> None:
+    """`--signal=USR1@50` without `B:`, in a job of one minute: every task gets it, and rank 0 answers for all."""
+    directory = shared / "steps"
+    slow_job(directory)
+    env = {"SP_JOBID": "steps", "SP_DATA_ROOT": f"{directory}/smallpond_data"}
+    options = ["--time=1", "--signal=USR1@50", "-N2", "--ntasks-per-node=1", "--mem-per-cpu=1000"]
+    job = submit(cluster, directory, f"exec {SRUN} python slow_pipeline.py in out 3", options, env)
+    output = directory / f"{job}.out"
+    wait_until(lambda: is_in_the_midst(directory), deadline_secs=50)
+    wait_until(lambda: "nothing new is started" in output.read_text(), deadline_secs=90)
+    (directory / "go").touch()
+    ended = wait(cluster, job, directory)
+    assert (ended.state, ended.exit_code) == ("FAILED", "75:0"), ended.output
+    assert ended.output.count("SIGUSR1: what runs is finished, nothing new is started") == 1
+    assert "stopped in order" in ended.output
+    assert "start the script with SP_JOBID=" in ended.output
+    goes_on(cluster, directory, str(job), "steps")
+
+
 def test_the_time_limit(cluster: Cluster, shared: Path) -> None:
     """Slurm's own doing in two jobs of one minute, side by side: one asked to be warned, and is requeued; the other runs into its limit."""
     warned, late = shared / "warned", shared / "late"
