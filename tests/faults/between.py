@@ -15,7 +15,7 @@ def note(name, df):
 
 
 def main():
-    s = sp.init(heartbeat_secs=0.2, late_secs=0.5, gone_secs=1.0)
+    s = sp.init(heartbeat_secs=0.2, late_secs=1.5, gone_secs=3.0)
     df = s.from_items([{"k": k % 10, "v": k} for k in range(1000)]).repartition(8, hash_by="k")
     first = df.map("k, v + 1 as v")
     note("first", first)
@@ -23,7 +23,7 @@ def main():
     while not os.path.exists(os.path.join(NOTES, "go")):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    time.sleep(3.5)  # the script takes more than three times as long as a rank may be silent
+    time.sleep(9.5)  # the script takes more than three times as long as a rank may be silent
     note("second", first.map("k, v + 2 as v"))
 
 

@@ -154,3 +154,30 @@ def test_rank_0_dies_before_mpi_has_started(tmp_path: Path, death: str) -> None:
     done = mpirun(3, [sys.executable, str(script)], options=ULFM)
     assert done.returncode != 0
     assert "died before MPI had started" in done.stderr
+
+
+STOPS = """
+import os
+import psutil
+import smallpond_mpi as sp
+
+session = sp.init(data_root=os.environ["DATA_ROOT"], progress="none")
+rows = session.from_items(list(range(8))).repartition(4, by_rows=True)
+print("first", rows.map("item + 1 as a").count(), flush=True)
+me = psutil.Process()
+other = [rank for rank in me.parent().children() if rank.pid != me.pid][-1]
+other.suspend()
+print("stopped", other.pid, flush=True)
+"""
+
+
+@pytest.mark.parametrize("options", [(), pytest.param(ULFM, marks=needs_ulfm)])
+def test_a_rank_that_hangs_at_the_end_holds_nobody(tmp_path: Path, options: tuple[str, ...]) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(STOPS)
+    done = mpirun(4, [sys.executable, str(script)], options=options, env={"DATA_ROOT": str(tmp_path / "root")})
+    assert "first 8" in done.stdout
+    assert "no answer from 1 ranks" in done.stderr
+    assert done.returncode == (1 if options else 0), done.stderr  # ULFM's launcher ends ranks for an error alone
+    (pid,) = re.findall(r"stopped (\d+)", done.stdout)
+    wait_for(lambda: not psutil.pid_exists(int(pid)), "the end of the stopped rank")

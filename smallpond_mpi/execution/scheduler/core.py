@@ -83,6 +83,7 @@ class SchedulerCore:
     """The scheduler of one epoch."""
 
     def __init__(self, *, epoch: int, policy: Policy = DEFAULT_POLICY) -> None:
+        self.policy = policy
         self._board = Board(epoch, policy)
         self._handlers: dict[type, Callable[[Any], None]] = {
             ev.AttemptEnded: self._attempt_ended,

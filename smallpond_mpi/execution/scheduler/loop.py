@@ -76,7 +76,7 @@ from smallpond_mpi.platform.binding import OWN_BYTES
 from smallpond_mpi.platform.process import unreclaimable_bytes
 
 POLLING_GAP_SECS = 2.0
-"""After so long without a poll the silence of ranks is ours, not theirs."""
+"""After so long without a poll, or half the time after which a rank is late, the silence of ranks is ours, not theirs."""
 RELEASE_SECS = 15.0
 """For ranks to end what runs there when a job is over. (They give up on processes that can't be killed after 10.)"""
 
@@ -267,7 +267,7 @@ class SchedulerLoop:
     def _turn(self) -> None:
         """Poll, handle, send, write; then wait as long as nothing can have happened."""
         now = self._clock()
-        if now - self._last_poll > POLLING_GAP_SECS:
+        if now - self._last_poll > min(POLLING_GAP_SECS, self._core.policy.late_secs / 2):
             self._drain()
             self._handle(events.PollingResumed())
         self._last_poll = now

@@ -38,6 +38,7 @@ from smallpond_mpi.platform.binding import (  # noqa: E402 as those above: mpi4p
     launched_size,
     launcher_of,
 )
+from smallpond_mpi.platform.process import ancestor_named  # noqa: E402
 
 CHUNK_BYTES = 64 * MB
 IN_FLIGHT = 4
@@ -51,6 +52,8 @@ ABORT_SECS = 10.0
 LEAVE_SECS = 10.0
 REST_SECS = 0.01
 LAST_WORD_SECS = 2.0
+MAX_NAMED = 20
+ULFM_LAUNCHERS = {"prterun", "prted", "mpirun", "mpiexec"}
 PMIX_BOOL = 1
 PMIX_INFO_BYTES = 4096
 """More than a pmix_info_t (some 550) of any version."""
@@ -257,7 +260,7 @@ class MpiTransport:
             time.sleep(CLOSE_POLL_SECS)
 
     def finalize(self, watchdog_secs: float, exit_code_if_stuck: int = 0) -> None:
-        """MPI_Finalize, which waits for all ranks. Rank 0 waits `watchdog_secs` for the others and then leaves with `exit_code_if_stuck`; they
+        """MPI_Finalize, which waits for all ranks. Rank 0 waits `watchdog_secs` for the others and then has them ended, with `exit_code_if_stuck`; they
         wait for rank 0 as long as it lives.
 
         What was computed is safe by then. mpi4py holds the interpreter's lock in Finalize, so that no thread could watch over it: the waiting is done
@@ -265,11 +268,26 @@ class MpiTransport:
         """
         deadline = self._clock() + watchdog_secs
         if not self._all_leave(deadline):
+            if self._comm.Get_rank() == SCHEDULER_RANK:
+                self._end_without_the_others(watchdog_secs, exit_code_if_stuck)
             os._exit(exit_code_if_stuck)
         self._closed = True
         _set_alarm(watchdog_secs)
         MPI.Finalize()
         _set_alarm(0.0)
+
+    def _end_without_the_others(self, waited_secs: float, code: int) -> None:
+        """Have the launcher kill ranks that don't answer (stopped, or on a node that hangs): it would wait for them as long as they are.
+
+        An abort with 0 is a success to Open MPI and MPICH, but not under `--with-ft ulfm`.
+        """
+        silent = set(range(self._comm.Get_size())) - {SCHEDULER_RANK} - self._farewells - self._gone
+        sys.stderr.write(
+            f"smallpond_mpi: no answer from {len(silent)} ranks ({', '.join(map(str, sorted(silent)[:MAX_NAMED]))}) within {waited_secs:g} s of the end "
+            "of the job: the launcher is asked to end them; what was computed is safe\n"
+        )
+        sys.stderr.flush()
+        self.abort(code)
 
     def _all_leave(self, deadline: float) -> bool:
         """Meet all that are alive: each says goodbye to rank 0, which then says it to all. Messages, because a barrier doesn't survive a death."""
@@ -316,7 +334,17 @@ class MpiTransport:
         os._exit(code)
 
     def abort(self, code: int) -> None:
-        """End the whole job with this exit code. Does not return."""
+        """End the whole job with this exit code. Does not return.
+
+        Under `--with-ft ulfm` Open MPI 5.0 doesn't end it: not a rank that is stopped, and now and then nobody, when two ranks abort at once. The launcher
+        that started this rank does as it is ended itself, with an exit code of 1 whatever ours would be.
+        """
+        has_ulfm = os.environ.get("OMPI_MCA_mpi_ft_enable", "0") != "0"  # noqa: SIM112 Open MPI's own spelling
+        launcher = ancestor_named(ULFM_LAUNCHERS) if has_ulfm else None
+        if launcher is not None:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            os.kill(launcher, signal.SIGTERM)
+            time.sleep(ABORT_SECS)
         _set_alarm(ABORT_SECS)
         MPI.COMM_WORLD.Abort(code)
 
