@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.faults.jobs import Job
+from tests.faults.jobs import Job, wait_for
 
 pytestmark = pytest.mark.fault
 
@@ -145,3 +145,52 @@ def test_outputs_that_are_gone_are_made_again(resumed: Resumed) -> None:
     shutil.rmtree(staging)
     assert resumed.run() == ALL
     assert resumed.result == first
+
+
+NAMED = """
+import os
+import time
+
+import smallpond_mpi as sp
+from smallpond_mpi.logical.node import ArrowComputeNode
+
+NOTES = os.environ["FAULTS_NOTES"]
+
+
+def named(ctx, tables):
+    first = tables[0]["k"][0].as_py()
+    while first >= 15 and not os.path.exists(os.path.join(NOTES, "go")):
+        time.sleep(0.05)
+    return tables[0]
+
+
+def read_on(ctx, tables):
+    return tables[0]
+
+
+s = sp.init(speculative_exec="disable")
+rows = s.read_parquet(os.environ["FAULTS_IN"] + "/*.parquet").repartition(4, by_rows=True)
+node = ArrowComputeNode(s._ctx, (rows.plan,), process_func=named, output_path=os.environ["FAULTS_NAMED"])
+print(sp.DataFrame(s, ArrowComputeNode(s._ctx, (node,), process_func=read_on)).count())
+"""
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_named_results_that_nobody_reads_any_more(job: Callable[..., Job], tmp_path: Path, is_lost: bool) -> None:
+    """Three of four were made, and read, when the job died: what was read is a result all the same, and made again if it is gone."""
+    inputs, named, script = tmp_path / "numbers", tmp_path / "named", tmp_path / "named.py"
+    inputs.mkdir()
+    write_rows(inputs / "rows.parquet", range(20))
+    script.write_text(NAMED)
+    one = job(script=script, env={"FAULTS_IN": str(inputs), "FAULTS_NAMED": str(named)})
+    one.start()
+    wait_for(lambda: one.n_accepted() == 8, "all but what waits, and its reader")
+    one.kill_all()
+    if is_lost:
+        first = next(path for path in named.rglob("*.parquet") if pq.read_table(path)["k"][0].as_py() == 0)
+        shutil.rmtree(first.parent)
+    (one.notes / "go").touch()
+    one.run_to_success()
+    assert sorted(k for path in named.rglob("*.parquet") for k in pq.read_table(path)["k"].to_pylist()) == list(
+        range(20)
+    )

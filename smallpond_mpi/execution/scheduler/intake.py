@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from smallpond_mpi.execution.journal import Accepted, Restored
 from smallpond_mpi.execution.model import Resources, SpecKind, TaskId, TaskSpec, WorkStatus
+from smallpond_mpi.execution.scheduler.outputs import has_directory_of_its_own
 from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.task.deps import Dependencies
 from smallpond_mpi.execution.task.fingerprint import Fingerprinter
@@ -171,14 +172,14 @@ def _needed_and_stale(
     targets: Sequence[Task], pending: list[Task], records: dict[int, Accepted], files_are_there: Callable[[bytes], bool]
 ) -> tuple[set[int], set[int]]:
     """Ids of the tasks whose output is needed, and of those that can't be taken up: no record or no files, and all below them."""
-    pending_ids: set[int] = {task.id for task in pending}
     if not records:
+        pending_ids: set[int] = {task.id for task in pending}
         return pending_ids, pending_ids
     lost: set[int] = set()  # recorded, but the files are gone
     checked: set[int] = set()
     while True:
         stale = _stale_tasks(pending, records, lost)
-        needed = _needed_tasks(targets, pending_ids, stale)
+        needed = _needed_tasks(targets, pending, stale)
         missing = {
             task_id
             for task_id in needed - stale - checked
@@ -203,11 +204,13 @@ def _stale_tasks(pending: list[Task], records: dict[int, Accepted], lost: set[in
     return stale
 
 
-def _needed_tasks(targets: Sequence[Task], pending_ids: set[int], stale: set[int]) -> set[int]:
-    """The targets, and the inputs of what has to run for them."""
+def _needed_tasks(targets: Sequence[Task], pending: list[Task], stale: set[int]) -> set[int]:
+    """The targets, what leaves a result where the user said, and the inputs of what has to run for them."""
     needed: set[int] = set()
     groups: set[int] = set()
+    pending_ids = {task.id for task in pending}
     stack = [task for task in targets if task.id in pending_ids]
+    stack += [task for task in pending if has_directory_of_its_own(task)]
     while stack:
         task = stack.pop()
         if task.id in needed:

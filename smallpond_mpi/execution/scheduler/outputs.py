@@ -23,7 +23,7 @@ class NamedOutputs:
     def expect(self, tasks: Iterable[Task]) -> None:
         """These tasks will be run."""
         for task in tasks:
-            if _has_directory_of_its_own(task):
+            if has_directory_of_its_own(task):
                 parent = os.path.dirname(task.final_output_abspath)
                 self._trash_of[parent] = task.staging_root or task.ctx.staging_root
 
@@ -60,7 +60,8 @@ class NamedOutputs:
                 yield attempt
 
 
-def _has_directory_of_its_own(task: Task) -> bool:
+def has_directory_of_its_own(task: Task) -> bool:
+    """Whether each of its attempts leaves a result where the user said."""
     return not (task.temp_output or task.runs_here or hasattr(task, "publishes"))
 
 
