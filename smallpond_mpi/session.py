@@ -8,6 +8,7 @@ What runs before MPI starts is the fork server alone: children must not descend 
 
 import os
 from collections.abc import Sequence
+from threading import RLock
 from typing import Any
 
 from smallpond_mpi.common import InvalidArgument
@@ -41,6 +42,7 @@ class SessionBase:
         self._planner = self._job.planner
         self._ctx.num_slots = self._runtime_ctx.num_slots
         self._element: ThisElement | None = None
+        self._one_at_a_time = RLock()
 
     @property
     def _runtime_ctx(self) -> RuntimeContext:
@@ -52,14 +54,15 @@ class SessionBase:
         """The output datasets of each plan's partitions, computed if they are not there."""
         if self._job.is_closed:
             raise InvalidArgument("the session was shut down: call init() again")
-        self._asked_for.update(dict.fromkeys(plans))
-        is_checked = False
-        while first := to_be_known_first(plans, self._planner.is_planned):
-            if not is_checked:
-                self._check(plans, first)
-                is_checked = True
-            self._run_now(first)
-        return self._run_now(plans)
+        with self._one_at_a_time:  # the threads of a script take turns
+            self._asked_for.update(dict.fromkeys(plans))
+            is_checked = False
+            while first := to_be_known_first(plans, self._planner.is_planned):
+                if not is_checked:
+                    self._check(plans, first)
+                    is_checked = True
+                self._run_now(first)
+            return self._run_now(plans)
 
     def _check(self, plans: Sequence[Node], first: Sequence[Node]) -> None:
         """What can be known to be wrong with plans of which only `first` is run now, and so checked by itself."""
@@ -111,12 +114,14 @@ class SessionBase:
         return [task.output for task in self._planner.plan_node(plan)] if self._is_computed(plan) else None
 
     def _is_computed(self, plan: Node) -> bool:
-        return self._planner.is_planned(plan) and all(task.is_done for task in self._planner.plan_node(plan))
+        with self._one_at_a_time:
+            return self._planner.is_planned(plan) and all(task.is_done for task in self._planner.plan_node(plan))
 
     def _forget(self, plan: Node) -> None:
         """Compute a node anew. A job that is started again does so at the same place of its script: how often is part of the fingerprint."""
-        plan.times_forgotten += 1
-        self._planner.forget(plan)
+        with self._one_at_a_time:
+            plan.times_forgotten += 1
+            self._planner.forget(plan)
 
     # job arrays
 

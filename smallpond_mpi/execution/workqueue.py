@@ -137,13 +137,19 @@ class WorkItem:
         """
         if self.status is not WorkStatus.INCOMPLETE:
             return self.status
+        global _attempt_pid
+        _attempt_pid = os.getpid()
         self.start_time = time.time()
         self.finish_time = None
         self.exec_cq = cq
         try:
             self._prepare()
             self.initialize()
-            if self.run():
+            try:
+                succeeded = self.run()
+            finally:
+                end_copies()
+            if succeeded:
                 self.status = WorkStatus.SUCCEED
                 self.finalize()
                 self._commit()
@@ -160,6 +166,15 @@ class WorkItem:
         self.exec_cq = None
         self.finish_time = time.time()
         return self.status
+
+
+_attempt_pid: int | None = None
+
+
+def end_copies() -> None:
+    """Leave, if this is a process that the user's code has forked and that came back from there: a copy of the attempt's, which would undo what that does."""
+    if _attempt_pid is not None and os.getpid() != _attempt_pid:
+        os._exit(0)
 
 
 class WorkQueue:

@@ -187,10 +187,20 @@ def _moved(node: Node) -> Schema | None:
         if node.query is not None:
             return stored(bound_query(node.query, [_known[dep] for dep in node.input_deps]))
         if not node.shuffle_only and not node.drop_partition_column:
-            return {**first, node.data_partition_column: duckdb.type("BIGINT")}
+            return _with_twins_of(first, {**first, node.data_partition_column: duckdb.type("BIGINT")})
         if node.drop_partition_column:
-            return {name: kind for name, kind in first.items() if name != node.data_partition_column}
+            left = {name: kind for name, kind in first.items() if name != node.data_partition_column}
+            return _with_twins_of(first, left)
     return first
+
+
+def _with_twins_of(before: Schema, columns: dict[str, Any]) -> Schema:
+    """A column more or less, and the same that differ in case only."""
+    if not isinstance(before, SchemaWithTwins):
+        return columns
+    made = SchemaWithTwins(columns)
+    made.twins = before.twins
+    return made
 
 
 # sources

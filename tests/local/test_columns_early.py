@@ -83,7 +83,8 @@ def test_columns_that_differ_in_case_only_are_never_mistaken(df: sp.DataFrame, t
     """Of `A` SQL would read `a`."""
     given = df.session.from_arrow(pa.table({"a": [3, 1], "A": ["x", "y"], "b": [1, 2]}))
     given.write_parquet(str(tmp_path / "twins"))
-    for twins in (given, df.session.read_parquet(str(tmp_path / "twins")), given.repartition(2, by_rows=True)):
+    moved = (given.repartition(2, by_rows=True), given.repartition(2, hash_by="a"))
+    for twins in (given, df.session.read_parquet(str(tmp_path / "twins")), *moved):
         for wrong in (twins.select, twins.filter, twins.map, twins.distinct, twins.drop):
             with pytest.raises(InvalidArgument, match=r"'a', 'A' differ in case only[\s\S]*test_columns_early.py:"):
                 wrong("A")

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from smallpond_mpi.common import DEFAULT_ROW_GROUP_SIZE, DataRootUnusable, InvalidArgument, SmallpondError
 from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin, struct_literal
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
+from smallpond_mpi.execution.workqueue import end_copies
 from smallpond_mpi.io.arrow import dump_to_parquet_files, durations_in_micros
 from smallpond_mpi.io.parquet import FileFacts, read_footer
 from smallpond_mpi.logical.dataset import ParquetDataSet
@@ -30,6 +31,7 @@ NO_DICTIONARY = "DICTIONARY_SIZE_LIMIT 1"
 @contextmanager
 def write_errors_told() -> Iterator[None]:
     """Tells an output that can't be written for want of space, or of permission, or because Parquet has no such type, from other errors."""
+    end_copies()
     try:
         yield
     except pa.ArrowNotImplementedError as error:

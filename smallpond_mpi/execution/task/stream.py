@@ -37,6 +37,7 @@ from smallpond_mpi.execution.task.output import (
 )
 from smallpond_mpi.execution.task.partition import Inputs
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
+from smallpond_mpi.execution.workqueue import end_copies
 from smallpond_mpi.io.arrow import CODECS_WITH_LEVELS, durations_in_micros, facts_of_written
 from smallpond_mpi.io.filesystem import link_or_copy
 from smallpond_mpi.io.parquet import FileFacts
@@ -267,6 +268,7 @@ class ArrowStreamTask(ExecSqlQueryMixin):
             with write_errors_told():
                 files = writer.close()
         finally:
+            end_copies()
             writer.abandon()
         self.add_elapsed_time("output dump time (secs)")
         self.perf_metrics["num output rows"] = sum(file.num_rows for file in files)
