@@ -363,7 +363,9 @@ def _look_at_grace(board: Board, queue: ReadyQueue) -> None:
         board.set_alarm(queue.grace_ends, _look_at_grace, queue)
         return
     task = queue.tasks.popleft()
-    give_up(board, task, f"it asks for {queue.shape}, and {describe_largest(board)}")
+    gone = board.fleet.counts[GONE]
+    lost = f"; {gone} of the ranks that were there are gone" if gone else ""
+    give_up(board, task, f"it asks for {queue.shape}, and {describe_largest(board)}{lost}")
 
 
 def describe_largest(board: Board) -> str:
