@@ -159,7 +159,7 @@ def _on_sigterm(signum: int, frame: FrameType | None) -> None:
         return
     _terminated_at = now
     job = current()
-    if job is not None:
+    if job is not None and not job.is_closed:
         job.failure = "terminated (SIGTERM)"
     _say_ended(f"{_place_of(frame)}smallpond_mpi: terminated (SIGTERM)")
     raise SystemExit(128 + signum)
@@ -168,7 +168,7 @@ def _on_sigterm(signum: int, frame: FrameType | None) -> None:
 def _say_ended(what: str) -> None:
     """The job was ended from outside: say how it goes on."""
     job = current()
-    _say(what if job is None else f"{what}. {job.how_to_go_on()}")
+    _say(what if job is None or (job.is_closed and job.failure is None) else f"{what}. {job.how_to_go_on()}")
 
 
 def _say(line: str) -> None:

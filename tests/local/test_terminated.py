@@ -75,3 +75,20 @@ def test_sigterm_to_a_script_that_is_at_its_end(tmp_path: Path) -> None:
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (0, "1\n"), err
     assert status(tmp_path) == "success\n"
+
+
+def test_sigterm_after_a_job_that_ended_well(tmp_path: Path) -> None:
+    """There is nothing to take up."""
+    program = """
+import os, signal, smallpond_mpi
+sp = smallpond_mpi.init(data_root="root", progress="none")
+print(sp.from_items([1]).count())
+sp.shutdown()
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    process = start(tmp_path, program)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "terminated (SIGTERM)" in err
+    assert "taken up" not in err
+    assert status(tmp_path) == "success\n"
