@@ -11,6 +11,7 @@ from tests.executor_bench import wait_until
 WATCH = (
     "import os, signal, sys; from smallpond_mpi.cli.watched import watch; "
     "signal.signal(signal.SIGUSR1, signal.SIG_IGN); "  # as the command has it by then
+    "signal.signal(signal.SIGHUP, signal.SIG_DFL); "  # tests under nohup have it ignored, which bash can't change
     "sys.exit(watch(['bash', '-c', sys.argv[1]], os.environ, lambda: None))"
 )
 

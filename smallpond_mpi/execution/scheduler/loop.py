@@ -211,7 +211,9 @@ class SchedulerLoop:
 
     def _count_what_we_hold(self) -> None:
         """Grant nothing that this process holds itself: tables of the script, a large plan. Only while no task runs here."""
-        rank, was = SCHEDULER_RANK, self._capacities[SCHEDULER_RANK]
+        rank, was = SCHEDULER_RANK, self._capacities.get(SCHEDULER_RANK)
+        if was is None:
+            return  # it has not joined yet; before the next run, then
         held = max(0, unreclaimable_bytes(os.getpid()) - OWN_BYTES)
         whole = self._executor.capacity.memory_bytes
         left = max(whole - held, int(whole * LEAST_LEFT))

@@ -343,6 +343,7 @@ class MpiTransport:
         launcher = ancestor_named(ULFM_LAUNCHERS) if has_ulfm else None
         if launcher is not None:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            time.sleep(LAST_WORD_SECS)  # it passes on nothing any more once it is told
             os.kill(launcher, signal.SIGTERM)
             time.sleep(ABORT_SECS)
         _set_alarm(ABORT_SECS)
