@@ -16,6 +16,7 @@ from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.execution.task.partition_key import partition_number
 from smallpond_mpi.execution.task.row_partition import RowPartitionTask, check_columns_are_there
 from smallpond_mpi.execution.task.sql import build_query, query_names
+from smallpond_mpi.io.arrow import from_numpy
 from smallpond_mpi.io.packed import Int64s
 from smallpond_mpi.logical.dataset import ParquetDataSet, SqlQueryDataSet
 from smallpond_mpi.logical.dataset.quoting import quote_name
@@ -126,7 +127,7 @@ class HashPartitionTask(RowPartitionTask):
             return self.numpy_random_gen.integers(0, self.npartitions, num_rows)
         if keys.null_count:
             raise InvalidArgument(f"partition key NULL is out of range 0-{self.npartitions - 1}: {KEY_ADVICE}")
-        numbers: Int64s = keys.to_numpy(zero_copy_only=False)
+        numbers: Int64s = np.from_dlpack(keys).astype(np.int64, copy=False)  # to_numpy() would load pandas
         wrong = numbers[(numbers < 0) | (numbers >= self.npartitions)]
         if len(wrong):
             raise InvalidArgument(f"partition key {wrong[0]} is out of range 0-{self.npartitions - 1}: {KEY_ADVICE}")
@@ -147,4 +148,4 @@ class HashPartitionTask(RowPartitionTask):
             rows = rows.drop_columns([column])
         if self.drop_partition_column or self.shuffle_only:
             return rows
-        return rows.append_column(column, pa.array(numbers, pa.int64()))
+        return rows.append_column(column, from_numpy(numbers))

@@ -33,7 +33,7 @@ def points_at_or_before(keys: pa.Array, points: pa.Array) -> Int64s:
 
 
 def _numbers(array: pa.Array) -> Any:
-    return array.to_numpy(zero_copy_only=False)
+    return np.from_dlpack(array)  # to_numpy() would load pandas
 
 
 class _Words:

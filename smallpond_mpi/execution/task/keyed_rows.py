@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from smallpond_mpi.logical.dataset import DataSet
 
 KEYS = "__keys"
+NARROW_DECIMALS = "SET SESSION arrow_output_version = '1.5'"
+"""For this cursor: decimals of up to 18 digits as Arrow's of 4 and 8 bytes, which is how DuckDB and Parquet hold them; and blobs as views."""
 
 KeyedRows = Generator[tuple[pa.RecordBatch, pa.Array | None], None, None]
 """Batches with the key of each row; at least one, for its schema. None: there are no key columns."""
@@ -27,6 +29,11 @@ KeyedRows = Generator[tuple[pa.RecordBatch, pa.Array | None], None, None]
 
 class KeyedTask(ExecSqlQueryMixin):
     """Base of tasks that look at a key of each row."""
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether only tasks read what becomes of the rows, so that they may be held in fewer bytes than their types say."""
+        return False
 
     @property
     def chunk_rows(self) -> int:
@@ -67,7 +74,10 @@ def read_by_duckdb(task: KeyedTask, dataset: "DataSet") -> KeyedRows:
             key = f", {expression} AS {quote_name('#' + max(source.columns))}"
         query = f"SELECT *{key} FROM {view}"
         try:
-            reader = conn.sql(query).to_arrow_reader(task.chunk_rows)
+            selected = conn.sql(query)
+            if task.is_packed and gains_by_narrow_decimals(list(map(str, selected.types))):
+                conn.execute(NARROW_DECIMALS)
+            reader = selected.to_arrow_reader(task.chunk_rows)
             found = False
             for rows in reader:
                 found = True
@@ -76,6 +86,12 @@ def read_by_duckdb(task: KeyedTask, dataset: "DataSet") -> KeyedRows:
                 yield _apart(pa.RecordBatch.from_pylist([], reader.schema), bool(names))
         except (duckdb.Error, pa.ArrowException, OSError) as error:
             raise translate_duckdb(error, query, [dataset]) from error
+
+
+def gains_by_narrow_decimals(types: Sequence[str]) -> bool:
+    """Whether columns of these DuckDB types take fewer bytes with NARROW_DECIMALS. Arrow can't pick rows out of views."""
+    has_blob = any("BLOB" in kind or "BIT" in kind for kind in types)
+    return not has_blob and any(kind.startswith("DECIMAL") for kind in types)
 
 
 def _apart(rows: pa.RecordBatch, has_key: bool) -> tuple[pa.RecordBatch, pa.Array | None]:

@@ -1,26 +1,28 @@
 """Every row to a partition that follows from its key: what hash and range partitioning share. The kinds differ in what the key says.
 
-    input --read (keyed_rows.py)--> rows, keys --order by partition--> chunks, counts --assemble--> rows by partition --PartitionWriter--> files
+    input --read (keyed_rows.py)--> rows, keys --narrow (packing.py), order by partition--> chunks, counts --assemble--> rows by partition
+          --PartitionWriter--> files
 
 A chunk is small enough to be ordered within the processor's caches; the rows of a partition, a slice of each chunk, are put together
 without a copy when they are encoded. What is read is held until it fills its share of the memory, then it is written as one batch.
 """
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from smallpond_mpi.common import DATA_PARTITION_COLUMN_NAME, DEFAULT_ROW_GROUP_SIZE, MB, ColumnNotFound
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.task.keyed_rows import KeyedRows, KeyedTask, keyed_rows
 from smallpond_mpi.execution.task.output import input_facts, is_unknown, nothing_of, row_group_size, write_errors_told
+from smallpond_mpi.execution.task.packing import Packing
 from smallpond_mpi.execution.task.partition import Inputs, PartitionProducerTask
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
+from smallpond_mpi.io.arrow import from_numpy
 from smallpond_mpi.io.packed import Int64s, PackedWriter, PartitionFileWriter, PartitionWriter, WriteOptions
 from smallpond_mpi.logical.dataset import PackedPartitions
 
@@ -28,12 +30,6 @@ if TYPE_CHECKING:
     from smallpond_mpi.logical.dataset import DataSet
 
 CHUNK_ROWS = 122880
-SAMPLE_ROWS = 4096
-SAMPLE_BYTES = 1 * MB
-WORTH_COMPRESSING = 0.9
-MAX_INT32_DIGITS = 9
-MAX_INTEGER_DIGITS = 18
-"""Decimals of so many digits are stored as whole numbers of 4 and of 8 bytes."""
 SLICE_BYTES = 4 * MB
 """Of a partition in a file: enough to be worth a read, 1.5 ms of processor time for 16 columns."""
 SMALLEST_BATCH_BYTES = 128 * MB
@@ -57,6 +53,8 @@ class RowPartitionTask(KeyedTask, PartitionProducerTask):
     """
 
     data_partition_column = DATA_PARTITION_COLUMN_NAME
+    # Of the running attempt, once it has read rows that go into packed files.
+    _packing: Packing | None = None
 
     def __init__(
         self,
@@ -126,6 +124,10 @@ class RowPartitionTask(KeyedTask, PartitionProducerTask):
 
     # the work
 
+    def cleanup(self) -> None:
+        self._packing = None
+        super().cleanup()
+
     def rows_to_partition(self) -> "DataSet":
         """What is cut: the first input, unless a kind says otherwise."""
         return self.input_datasets[0]
@@ -144,7 +146,7 @@ class RowPartitionTask(KeyedTask, PartitionProducerTask):
         with write_errors_told(), closing(self.partition(0, dataset)) as chunks:
             for batch in batched(chunks, self.max_batch_size):
                 self.add_elapsed_time("compute time (secs)")
-                writer = writer or self._writer(batch)
+                writer = writer or self._writer()
                 written += self._write(writer, batch)
                 self.add_elapsed_time("output dump time (secs)")
             assert writer is not None, "partition() gives a chunk without rows when there are none"
@@ -154,6 +156,9 @@ class RowPartitionTask(KeyedTask, PartitionProducerTask):
 
     def _write(self, writer: PartitionWriter, batch: list[Chunk]) -> int:
         """Write a batch and let go of it; returns its rows."""
+        if self._packing is not None:
+            rows = self._packing.united([chunk.rows for chunk in batch])
+            batch[:] = [replace(chunk, rows=held) for chunk, held in zip(batch, rows, strict=True)]
         table, counts = assemble(batch)
         batch.clear()
         writer.append(table, counts.tolist())
@@ -167,12 +172,24 @@ class RowPartitionTask(KeyedTask, PartitionProducerTask):
                 f"{self.key} read {expected} rows and wrote {written}: this is a bug, the output is not used"
             )
 
-    def _writer(self, first: list[Chunk]) -> PartitionWriter:
+    @property
+    def is_packed(self) -> bool:
+        """Whether the output is one file a producer, for tasks only, and not a file a partition."""
+        return self.temp_output and not (self.use_parquet_writer or self.hive_partitioning)
+
+    def _writer(self) -> PartitionWriter:
         metadata = self.parquet_kv_metadata_str()
         place = (self.runtime_output_abspath, self.output_filename, self.npartitions)
-        if self.temp_output and not (self.use_parquet_writer or self.hive_partitioning):
-            packed = self._packed_options(first, metadata)
-            return PackedWriter(*place, self.dimension, packed)
+        if self._packing is not None:
+            options = WriteOptions(
+                self._packing.compression,
+                use_dictionary=self._packing.repeated,
+                row_group_size=row_group_size(self),
+                kv_metadata=metadata,
+                encodings=self._packing.encodings,
+                schema=self._packing.schema,
+            )
+            return PackedWriter(*place, self.dimension, options)
         options = WriteOptions(
             self.parquet_compression or "NONE",
             self.parquet_compression_level,
@@ -183,27 +200,25 @@ class RowPartitionTask(KeyedTask, PartitionProducerTask):
         dimension = self.data_partition_column if self.hive_partitioning else self.dimension
         return PartitionFileWriter(*place, dimension, options, self.hive_partitioning)
 
-    def _packed_options(self, first: list[Chunk], metadata: Mapping[str, str]) -> WriteOptions:
-        """How a batch is best written for those who read it once and soon, judged by its first rows."""
-        codec = "LZ4" if gets_smaller(first[0].rows) else "NONE"
-        sample = sample_of(first[0].rows)
-        rows_a_partition = sum(chunk.rows.num_rows for chunk in first) // self.npartitions
-        repeated = repeated_columns(sample, rows_a_partition)
-        encodings = encodings_of(sample.drop_columns(repeated), is_compressed=codec != "NONE")
-        return WriteOptions(
-            codec,
-            use_dictionary=repeated,
-            row_group_size=row_group_size(self),
-            kv_metadata=metadata,
-            encodings=encodings,
-        )
-
     def ordered(self, rows: pa.RecordBatch, keys: pa.Array | None) -> Chunk:
         """Rows ordered by partition, as they are to be written."""
         numbers = self.partitions_of(keys, rows.num_rows)
         counts = np.bincount(numbers, minlength=self.npartitions)
         order = self.order_within(np.argsort(numbers.astype(_smallest(self.npartitions)), kind="stable"), counts)
-        return Chunk(self.with_partition_column(rows, numbers).take(pa.array(order)), counts)
+        rows = self.with_partition_column(rows, numbers)
+        if self.is_packed:
+            self._packing = self._packing or Packing(rows, self._rows_a_partition(rows))
+            rows = self._packing.held(rows)
+        return Chunk(rows.take(from_numpy(order)), counts)
+
+    def _rows_a_partition(self, first: pa.RecordBatch) -> int:
+        """How many rows of a partition a file will hold, about, by the first rows."""
+        num_rows: int = first.num_rows
+        if num_rows >= self.chunk_rows:
+            facts = input_facts([self.rows_to_partition()])
+            in_a_batch = self.max_batch_size * num_rows // max(1, first.nbytes)
+            num_rows = in_a_batch if facts is None else min(in_a_batch, facts.num_rows)
+        return num_rows // self.npartitions
 
     def order_within(self, order: Any, counts: Int64s) -> Any:
         """The rows in order of their partitions, `counts` of them in each, and as they come within one."""
@@ -226,86 +241,14 @@ def _smallest(npartitions: int) -> Any:
     return np.uint8 if npartitions <= 1 << 8 else np.uint16 if npartitions <= 1 << 16 else np.uint32
 
 
-def gets_smaller(rows: pa.RecordBatch) -> bool:
-    """Whether a fast codec is worth its time, judged by the first rows: of random bytes (hashes, keys, compressed images) it is not."""
-    row_bytes = max(1, rows.nbytes // max(1, rows.num_rows))
-    sample = rows.slice(0, max(1, min(SAMPLE_ROWS, SAMPLE_BYTES // row_bytes))).serialize()
-    compressed: bytes = pa.compress(sample, codec="lz4", asbytes=True)
-    return len(compressed) < WORTH_COMPRESSING * int(sample.size)
-
-
-def sample_of(rows: pa.RecordBatch) -> pa.RecordBatch:
-    """Some of the rows, from everywhere."""
-    step = max(1, rows.num_rows // SAMPLE_ROWS)
-    return rows.take(pa.array(range(0, rows.num_rows, step), pa.int64()))
-
-
-def repeated_columns(sample: pa.RecordBatch, rows_a_partition: int) -> list[str]:
-    """The columns that a dictionary makes smaller and much faster to read: those with few values, judged by a sample.
-
-    Few: a third of the sample at most, and a quarter of the rows that a partition has; with more a dictionary is lost work.
-    """
-    most = min(sample.num_rows // 3, rows_a_partition // 4)
-    return [
-        name for name, column in zip(sample.schema.names, sample.columns, strict=True) if _is_repeated(column, most)
-    ]
-
-
-def _is_repeated(column: pa.Array, most: int) -> bool:
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        return True
-    if pa.types.is_boolean(kind) or pa.types.is_floating(kind):
-        return False
-    if not (pa.types.is_primitive(kind) or pa.types.is_decimal(kind) or _is_text(kind)):
-        return False
-    return bool(most) and pc.count_distinct(column, mode="all").as_py() <= most
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_large_string(kind) or pa.types.is_large_binary(kind))
-
-
-def encodings_of(sample: pa.RecordBatch, is_compressed: bool) -> dict[str, str]:
-    """The columns that Parquet's delta encodings are better for than plain values, and which of them.
-
-    Whole numbers that lie close together are packed into the bits they need: TPC-H's keys, prices and dates take 60% of the bytes that LZ4
-    makes of them, half the time to write and three quarters to read. Texts have their lengths apart, which DuckDB reads in half the time;
-    that costs more to write unless LZ4 is most of it.
-    """
-    encodings = {}
-    for name, column in zip(sample.schema.names, sample.columns, strict=True):
-        if "." in name:
-            continue  # Parquet's name of a field of a struct may be the same
-        if is_compressed and _is_text(column.type):
-            encodings[name] = "DELTA_LENGTH_BYTE_ARRAY"
-        elif _is_close_together(column):
-            encodings[name] = "DELTA_BINARY_PACKED"
-    return encodings
-
-
-def _is_close_together(column: pa.Array) -> bool:
-    """Whether these are whole numbers to Parquet, and three quarters of their bits are enough to tell them apart."""
-    kind = column.type
-    if pa.types.is_decimal128(kind) and kind.precision <= MAX_INTEGER_DIGITS:
-        low, high = (value.as_py() for value in pc.min_max(column).values())
-        spread = None if low is None else int((high - low).scaleb(kind.scale))
-        width = 32 if kind.precision <= MAX_INT32_DIGITS else 64
-    elif pa.types.is_integer(kind) or pa.types.is_date(kind) or pa.types.is_time(kind) or pa.types.is_timestamp(kind):
-        width = kind.bit_width
-        numbers = column if pa.types.is_integer(kind) else column.view(pa.int32() if width == 32 else pa.int64())
-        low, high = (value.as_py() for value in pc.min_max(numbers).values())
-        spread = None if low is None else high - low
-    else:
-        return False
-    return spread is not None and spread.bit_length() <= width * 3 // 4
-
-
 def batched(chunks: Iterable[Chunk], max_bytes: int) -> Iterator[list[Chunk]]:
-    """Lists of chunks of at least `max_bytes` together, the last one of what is left."""
+    """Lists of chunks of one schema, of at least `max_bytes` together unless the schema changes, the last one of what is left."""
     held: list[Chunk] = []
     size = 0
     for chunk in chunks:
+        if held and chunk.rows.schema != held[-1].rows.schema:
+            yield held
+            held, size = [], 0
         held.append(chunk)
         size += chunk.rows.nbytes
         if size >= max_bytes:

@@ -32,7 +32,7 @@ from smallpond_mpi.execution.task.output import (
 from smallpond_mpi.execution.task.partition import Inputs
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.execution.task.sort_key import InputKeys, SortKey
-from smallpond_mpi.io.arrow import cast_table
+from smallpond_mpi.io.arrow import cast_table, from_numpy
 from smallpond_mpi.io.packed import WriteOptions, writer_arguments
 from smallpond_mpi.io.parquet import read_footer
 from smallpond_mpi.logical.dataset import ParquetDataSet
@@ -131,7 +131,7 @@ class SortTask(KeyedTask):
         order = order_of(keys)
         self.add_elapsed_time("compute time (secs)")
         step = row_group_size(self)
-        tables = (table.take(pa.array(order[begin : begin + step])) for begin in range(0, len(order), step))
+        tables = (table.take(from_numpy(order[begin : begin + step])) for begin in range(0, len(order), step))
         return self._write(tables, table.schema)
 
     @property

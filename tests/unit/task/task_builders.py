@@ -5,6 +5,7 @@ from typing import Any
 
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.model import WorkStatus
+from smallpond_mpi.execution.task import HashPartitionTask
 from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.logical.dataset import DataSet
@@ -20,6 +21,16 @@ def given(ctx: RuntimeContext, *datasets: DataSet) -> list[Task]:
         task.dataset = dataset
         tasks.append(task)
     return tasks
+
+
+def hashed(
+    ctx: RuntimeContext, engine: str, dataset: Any, *columns: str, n: int = 8, **options: Any
+) -> HashPartitionTask:
+    """A task that cuts a dataset into `n` partitions by the hash of columns."""
+    options.setdefault("data_partition_column", "__data_partition__")
+    return HashPartitionTask.create(
+        engine, ctx, given(ctx, dataset), TOP, npartitions=n, dimension="part", hash_columns=list(columns), **options
+    )
 
 
 def run(task: Task) -> Any:

@@ -14,23 +14,14 @@ import pytest
 from smallpond_mpi.common import ColumnNotFound, DataRootUnusable, InvalidArgument
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.model import WorkStatus
-from smallpond_mpi.execution.task import HashPartitionTask, PartitionConsumerTask, PartitionInfo
+from smallpond_mpi.execution.task import PartitionConsumerTask, PartitionInfo
 from smallpond_mpi.execution.task.engine import connect
 from smallpond_mpi.io.packed import MAX_PARTITIONS_A_FILE
 from smallpond_mpi.logical.dataset import CsvDataSet, ParquetDataSet, PartitionedDataSet
-from tests.unit.task.task_builders import TOP, attempt, given, rows, run
+from tests.unit.task.task_builders import attempt, hashed, rows, run
 
 ENGINES = ["duckdb", "arrow"]
 N = 8
-
-
-def hashed(
-    ctx: RuntimeContext, engine: str, dataset: Any, *columns: str, n: int = N, **options: Any
-) -> HashPartitionTask:
-    options.setdefault("data_partition_column", "__data_partition__")
-    return HashPartitionTask.create(
-        engine, ctx, given(ctx, dataset), TOP, npartitions=n, dimension="part", hash_columns=list(columns), **options
-    )
 
 
 def where(ctx: RuntimeContext, engine: str, values: pa.Array) -> dict[int, int]:
