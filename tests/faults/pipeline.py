@@ -7,6 +7,7 @@ so that a job that is started again is told the same.
     FAULTS_LEASE_SECS  how often the lease is renewed
     FAULTS_SPECULATIVE speculative_exec
     FAULTS_STOP   leave at once, as a crash would, after the write (1)
+    FAULTS_HOLD   a file: work on joined rows is not done as long as it is there
 """
 
 import os
@@ -20,6 +21,7 @@ from smallpond_mpi.logical.node import ArrowComputeNode
 
 SECS = float(os.environ.get("FAULTS_SECS", "0.05"))
 NOTES = os.environ["FAULTS_NOTES"]
+HOLD = os.environ.get("FAULTS_HOLD", "")
 lease.PERIOD_SECS = float(os.environ.get("FAULTS_LEASE_SECS", lease.PERIOD_SECS))
 
 
@@ -27,9 +29,11 @@ def work(ctx, tables):
     """Takes its time; a note says which attempt runs in which process as long as it does, another that it came to its end."""
     attempt = ctx.task.runtime_id
     note = os.path.join(NOTES, f"running.{attempt}.{os.getpid()}")
+    table = tables[0]
     with open(note, "w"):
         time.sleep(SECS)
-    table = tables[0]
+        while "name" in table.column_names and os.path.exists(HOLD):
+            time.sleep(0.05)
     values = [value * 2 + 1 for value in table.column("v").to_pylist()]
     os.rename(note, os.path.join(NOTES, f"done.{attempt}.{os.getpid()}"))
     return table.set_column(table.schema.get_field_index("v"), "v", pa.array(values, pa.int64()))

@@ -74,7 +74,7 @@ def test_another_answer_than_duckdbs_is_a_failure(tmp_path: Path) -> None:
     script.write_text(ANOTHER_ANSWER)
     done = mpirun(3, [sys.executable, str(script), str(tmp_path / "kept")])
     assert done.returncode == 1, done.stderr
-    assert done.stdout.count("DIFFERENT: ") == 1
+    assert done.stdout.count("DIFFERENT: ") == 1, done.stdout + done.stderr
     assert "cancelled is " in done.stdout
     assert "equal to DuckDB's answer" not in done.stdout
 
