@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from smallpond_mpi.common import DATA_PARTITION_COLUMN_NAME, BadInput, InvalidArgument, InvalidQuery, UnknownColumn
 from smallpond_mpi.execution.task.sql import format_query
-from smallpond_mpi.io.arrow import with_durations_as
+from smallpond_mpi.io.arrow_types import with_durations_as
 from smallpond_mpi.io.resolve import files_in
 from smallpond_mpi.logical.dataset import (
     ArrowTableDataSet,

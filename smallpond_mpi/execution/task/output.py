@@ -15,7 +15,8 @@ from smallpond_mpi.common import DEFAULT_ROW_GROUP_SIZE, DataRootUnusable, Inval
 from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin, struct_literal
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.execution.workqueue import end_copies
-from smallpond_mpi.io.arrow import dump_to_parquet_files, durations_in_micros
+from smallpond_mpi.io.arrow import dump_to_parquet_files
+from smallpond_mpi.io.arrow_types import durations_in_micros
 from smallpond_mpi.io.parquet import FileFacts, read_footer
 from smallpond_mpi.logical.dataset import ParquetDataSet
 from smallpond_mpi.logical.dataset.quoting import quote_text

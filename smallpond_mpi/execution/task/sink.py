@@ -303,7 +303,7 @@ class DataSinkTask(Task):
 
     def _check_schemas(self, collected: "Sequence[DataSet]") -> None:
         """Raise SchemaMismatch if the files of all partitions can't be read as one table."""
-        from smallpond_mpi.io.arrow import UNION_ADVICE, unify
+        from smallpond_mpi.io.arrow_types import UNION_ADVICE, unify
         from smallpond_mpi.io.parquet import map_in_threads, open_parquet
         from smallpond_mpi.logical.dataset import ParquetDataSet
 

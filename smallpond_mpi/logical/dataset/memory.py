@@ -11,7 +11,7 @@ import pyarrow as pa
 from fsspec import AbstractFileSystem
 
 from smallpond_mpi.common import DEFAULT_BATCH_SIZE, ColumnNotFound, InvalidArgument
-from smallpond_mpi.io.arrow import unify
+from smallpond_mpi.io.arrow_types import unify
 from smallpond_mpi.logical.dataset.base import DataSet, check_batch_size, check_npartition, merge_datasets, merge_udfs
 from smallpond_mpi.logical.dataset.quoting import quote_name, quote_names
 
