@@ -76,7 +76,14 @@ LAYERS: list[tuple[str, list[str], set[str]]] = [
     ("2 data", ["logical.udf", "logical.dataset.*"], {"duckdb", "pandas"}),
     (
         "3 work",
-        ["execution.workqueue", "execution.task.*", "execution.task", "execution.payload", "execution.on_ray"],
+        [
+            "execution.workqueue",
+            "execution.task.*",
+            "execution.task",
+            "execution.failures",
+            "execution.payload",
+            "execution.on_ray",
+        ],
         {"ray"},
     ),
     (
@@ -87,9 +94,11 @@ LAYERS: list[tuple[str, list[str], set[str]]] = [
             "logical.planner",
             "logical.fingerprint",
             "logical.schema",
+            "logical.query_columns",
             "logical.expressions",
             "logical.aggregates",
             "logical.relational",
+            "logical.joins",
             "logical.query_text",
             "logical.origin",
             "logical.estimate",
