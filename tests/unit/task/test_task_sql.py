@@ -183,12 +183,12 @@ def test_missing_input_file_is_named(ctx) -> None:
 
 
 def test_too_little_memory_is_out_of_memory_unless_it_may_spill(ctx) -> None:
-    query = "select a, count(*) n from (select range % 500_000 as a from range(2_000_000)) group by a order by a"
-    task = sql(ctx, query, memory_limit=24_000_000)
+    query = "select a, count(*) n from (select range % {groups} as a from range(4_000_000)) group by a order by a"
+    task = sql(ctx, query.replace("{groups}", "4_000_000"), memory_limit=24_000_000)  # keys and counts alone are 64 MB
     attempt(task)
     assert isinstance(task.exception, OutOfMemory)
     assert task.oom()
-    spilling = sql(ctx, query, memory_limit=64_000_000, enable_temp_directory=True)
+    spilling = sql(ctx, query.replace("{groups}", "500_000"), memory_limit=64_000_000, enable_temp_directory=True)
     assert run(spilling).num_rows == 500_000
 
 
