@@ -38,7 +38,6 @@ class _Pruning:
         """Of nodes that need not give all their columns, those that they must."""
         self.made: dict[Node, Node] = {}
         self._selected: dict[DataSourceNode, SqlEngineNode] = {}
-        self._is_kept = is_kept
         order = topological(roots, known=is_kept)
         self._find_needed(order, set(roots))
         for node in order:

@@ -51,7 +51,7 @@ from smallpond_mpi.execution.executor.state import (
     resources_of,
 )
 from smallpond_mpi.execution.model import Capacity, Failure, FailureKind, TaskRuntimeId
-from smallpond_mpi.execution.protocol import Alive, Ended, Heard, Reset, RunTask, Shutdown, StopTask, Welcome
+from smallpond_mpi.execution.protocol import Ended, Heard, Reset, RunTask, Shutdown, StopTask, Welcome
 
 SHORT_SECS = 0.02  # of work that may lie in a child's socket ahead of time
 MAX_AHEAD = 64
@@ -336,12 +336,7 @@ class ExecutorCore:
         if self._heartbeat_secs is not None and not self._unheard and now >= self._next_beat:
             self._next_beat = now + self._heartbeat_secs
             self._unheard = True
-            self._commands.append(BeatHeart(self._alive()))
-
-    def _alive(self) -> Alive:
-        running = sum(1 for child in self._children.values() if child.line)
-        used = sum(child.used for child in self._children.values())
-        return Alive(running, len(self._attempts) - running, max(0, self._capacity.memory_bytes - used))
+            self._commands.append(BeatHeart())
 
     def _give_up(self, child: Child, now: float) -> None:
         """The kernel doesn't let it die: tell what became of the attempt, keep its lane closed."""

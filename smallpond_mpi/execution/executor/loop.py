@@ -54,6 +54,7 @@ from smallpond_mpi.execution.executor.sandbox import ForkServer, ForkServerGone
 from smallpond_mpi.execution.executor.wire import Wire
 from smallpond_mpi.execution.model import Capacity, Rank
 from smallpond_mpi.execution.protocol import (
+    Alive,
     Blob,
     Broken,
     Checkpoint,
@@ -133,10 +134,6 @@ class ExecutorLoop:
     def fileno(self) -> int:
         """Readable when a child or the fork server has something to say: for a wait that rank 0's scheduler shares."""
         return self._selector.fileno()  # epoll's own descriptor
-
-    def filenos(self) -> list[int]:
-        """What to wait on besides the transport."""
-        return [self.fileno()]
 
     def nap(self, secs: float) -> None:
         """Sleep, to the microsecond, until a child says something or `secs` are over. What comes over the transport is seen afterwards."""
@@ -335,8 +332,8 @@ class ExecutorLoop:
                 self._recall(child)
             case DumpChild(child):
                 self._server.signal(child, DUMP_SIGNAL)
-            case BeatHeart(alive):
-                self._outbox.append(alive)
+            case BeatHeart():
+                self._outbox.append(Alive())
             case JoinAgain():
                 self._outbox.append(self._joined())
             case Leave():

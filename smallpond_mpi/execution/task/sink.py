@@ -119,11 +119,6 @@ class DataSinkTask(Task):
         return self.mode in ("append", "error")
 
     @property
-    def manifest_path(self) -> str:
-        """The list of the files in it, one absolute path a line."""
-        return os.path.join(self.output_path, self.manifest_filename)
-
-    @property
     def allow_speculative_exec(self) -> bool:
         return False
 

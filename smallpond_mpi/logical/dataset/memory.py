@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import duckdb
@@ -21,21 +20,13 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound="InMemoryDataSet")
 
 _numbers = itertools.count()
-_registered: "weakref.WeakKeyDictionary[duckdb.DuckDBPyConnection, list[str]]" = weakref.WeakKeyDictionary()
 
 
 def register(conn: duckdb.DuckDBPyConnection, rows: Any, kind: str) -> str:
     """Make Arrow data a view of a connection; returns the view's name, which nothing else has."""
     name = f"__{kind}_{os.getpid()}_{next(_numbers)}"
     conn.register(name, rows)
-    _registered.setdefault(conn, []).append(name)
     return name
-
-
-def unregister_all(conn: duckdb.DuckDBPyConnection) -> None:
-    """Let a connection forget the data that datasets made views of: for connections that outlive a task."""
-    for name in _registered.pop(conn, []):
-        conn.unregister(name)
 
 
 class InMemoryDataSet(DataSet):

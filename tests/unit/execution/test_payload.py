@@ -58,7 +58,7 @@ def ctx(tmp_path: Path) -> RuntimeContext:
 
 
 def performer(ctx: RuntimeContext) -> Performer:
-    welcome = Welcome(3, cloudpickle.dumps(ctx, protocol=5), "", "", 1.0)
+    welcome = Welcome(3, cloudpickle.dumps(ctx, protocol=5), "", 1.0)
     return Performer(welcome, 2, "host")
 
 

@@ -383,7 +383,7 @@ def test_reset_and_a_new_job_forget_everything(seed: int) -> None:
         world.feed(*[run(round * 100 + n, world.random.randrange(4)) for n in range(1, 10)])
         for _ in range(world.random.randint(0, 30)):
             world.random_step()
-        world.feed(world.random.choice([Reset(), Welcome(round, b"", "log", "tmp", 1e9)]))
+        world.feed(world.random.choice([Reset(), Welcome(round, b"", "log", 1e9)]))
     known = set(world.ends)
     world.settle()
     assert set(world.ends) == known
