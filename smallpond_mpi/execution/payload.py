@@ -31,6 +31,7 @@ from smallpond_mpi.execution.failures import exception_of, failure_from, failure
 from smallpond_mpi.execution.model import Capacity, Failure, FailureKind, Grant, TaskId, TaskRuntimeId, WorkStatus
 from smallpond_mpi.execution.protocol import RunTask, Welcome
 from smallpond_mpi.execution.slots import usable_memory
+from smallpond_mpi.execution.task.attributes import NOT_PAYLOAD, NOT_STATE
 from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.execution.workqueue import WorkQueue
@@ -41,38 +42,6 @@ MAX_INLINE_BYTES = 64 * MB
 
 _MISSING = object()
 _SIMPLE = frozenset({int, str, float, bool, bytes, type(None), TaskId})
-# Attributes that a payload never carries: they belong to rank 0, to the attempt (in the header), or are made anew in the child.
-_NOT_PAYLOAD = frozenset(
-    {
-        *(
-            "ctx",
-            "id",
-            "_deps",
-            "_groups",
-            "_partition_infos",
-            "status",
-            "exception",
-            "start_time",
-            "finish_time",
-            "exec_cq",
-        ),
-        *(
-            "retry_count",
-            "fail_count",
-            "sched_epoch",
-            "exec_id",
-            "runtime_state",
-            "input_datasets",
-            "dataset",
-            "_perf_metrics",
-        ),
-        *("_metrics", "_running", "_granted_gpus", "_granted_numa_node", "_num_tasks_created", "_ray_ref"),
-    }
-)
-# Attributes that never come back.
-_NOT_STATE = frozenset(
-    {"ctx", "id", "_deps", "_groups", "_input_keys", "input_datasets", "exec_cq", "_metrics", "_running", "exception"}
-)
 
 
 class Packed(NamedTuple):
@@ -141,9 +110,9 @@ class Packer:
         own = {
             name: value
             for name, value in attrs.items()
-            if name not in _NOT_PAYLOAD and shared.get(name, _MISSING) is not value
+            if name not in NOT_PAYLOAD and shared.get(name, _MISSING) is not value
         }
-        absent = tuple(name for name in shared.keys() - attrs.keys()) if len(shared) + len(own) else ()
+        absent = tuple(shared.keys() - attrs.keys())
         partitions = tuple((info.index, info.npartitions, info.dimension) for info in task.partition_infos)
         payload = (own, absent, partitions, tuple(task._deps) if task._deps.tasks else ())
         simple = all(type(value) in _SIMPLE for value in own.values())
@@ -170,7 +139,7 @@ class Packer:
             shared = {
                 name: value
                 for name, value in task.__dict__.items()
-                if name not in _NOT_PAYLOAD and not hasattr(value, "to_arrow_table")
+                if name not in NOT_PAYLOAD and not hasattr(value, "to_arrow_table")
             }
             content = cloudpickle.dumps((type(task), shared), protocol=5)
             digest = hashlib.blake2b(content, digest_size=16).digest()
@@ -321,7 +290,7 @@ class Performer:
             state = {
                 name: value
                 for name, value in task.__dict__.items()
-                if name not in _NOT_STATE
+                if name not in NOT_STATE
                 and (before.get(name, _MISSING) is not value or isinstance(value, (list, dict, set)))
             }
             state["exec_id"] = task.exec_id
