@@ -42,8 +42,9 @@ class Config:
         job_id: what the job root is found by; the same id takes up a job that did not finish. None: a new one. Each element of a Slurm job array
             makes one of its own of it.
         job_time: seconds since the epoch, or a date in ISO 8601. None: now.
+        job_name: recorded in the journal; nothing shows it.
         data_root: a directory that all ranks share. None: `~/.smallpond_mpi/data`.
-        num_executors: accepted for smallpond's scripts; there are as many executors as ranks.
+        num_executors: accepted for smallpond's scripts; there are as many executors as ranks. With transport `files`: how many are waited for.
         random_seed: what all randomness follows from. None: drawn once a job.
         max_retry_count: how many attempts of a task speculation may add.
         max_fail_count: how many times a task may fail.

@@ -11,20 +11,13 @@ import duckdb
 
 from smallpond_mpi import arguments
 from smallpond_mpi.common import ColumnNotFound, InvalidArgument, WrongType
-from smallpond_mpi.logical import relational
+from smallpond_mpi.logical import joins, relational
 from smallpond_mpi.logical.dataset import DataSet
 from smallpond_mpi.logical.dataset.quoting import quote_name
 from smallpond_mpi.logical.expressions import Expression, expressions, template
 from smallpond_mpi.logical.node import Node, SqlEngineNode
-from smallpond_mpi.logical.schema import (
-    Schema,
-    arrow_schema,
-    no_column,
-    place_of,
-    remember,
-    schema_of,
-    schema_of_dataset,
-)
+from smallpond_mpi.logical.query_columns import Schema, no_column, place_of
+from smallpond_mpi.logical.schema import arrow_schema, remember, schema_of, schema_of_dataset
 
 if TYPE_CHECKING:
     import pyarrow as arrow
@@ -104,7 +97,7 @@ class Relations:
         """
         arguments.check_settings(SqlEngineNode, settings)
         right = _frame_of(other)
-        return self._of(relational.joined(self.plan, right.plan, on, how, arguments.text(suffix, "suffix"), settings))
+        return self._of(joins.joined(self.plan, right.plan, on, how, arguments.text(suffix, "suffix"), settings))
 
     def group_by(self, *keys: Any, **named: Any) -> "Groups":
         """Groups of rows with equal keys (columns or expressions; NULL is a key like any other): `df.group_by("k").agg(n="count(*)")`."""

@@ -14,7 +14,8 @@ from smallpond_mpi.logical.node import DataSourceNode, LogicalPlan, Node
 from smallpond_mpi.logical.node.base import topological
 from smallpond_mpi.logical.node.keyed import KeyedSqlNode, Side
 from smallpond_mpi.logical.origin import of_partitions, read_at, read_text
-from smallpond_mpi.logical.schema import Schema, schema_of
+from smallpond_mpi.logical.query_columns import Schema
+from smallpond_mpi.logical.schema import schema_of
 from smallpond_mpi.relations import Relations
 
 if TYPE_CHECKING:

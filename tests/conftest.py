@@ -1,10 +1,25 @@
-"""What all tests share: how they are spread over pytest's processes."""
+"""What all tests share: how they are spread over pytest's processes, and bounds for hypothesis.
 
+In CI the same examples are drawn each time. `SP_TEST_EXAMPLES=5000 pytest tests/properties` looks longer.
+"""
+
+import os
 import signal
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
+
+settings.register_profile(
+    "bounded",
+    max_examples=int(os.environ.get("SP_TEST_EXAMPLES", "100")),
+    deadline=None,  # no timed assertion: a slow machine is no bug
+    derandomize="CI" in os.environ,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("bounded")
 
 ONE_AT_A_TIME = "tests/slurm/"
 """Its tests share what a machine has once: the test Slurm, and the cores that it binds tasks to."""

@@ -54,7 +54,7 @@ class Bench:
         self.messages: list[Message] = []
         self.answers_heartbeats = True
         if welcome:
-            self.send(Welcome(0, context, str(self.log_path), str(tmp), heartbeat_secs))
+            self.send(Welcome(0, context, str(self.log_path), heartbeat_secs))
 
     def __enter__(self) -> "Bench":
         return self

@@ -32,7 +32,7 @@ REFERENCE = {
         "smallpond_mpi.platform.mpi",
     ),
     "api/workqueue.md": ("smallpond_mpi.execution.workqueue",),
-    "api/arrow.md": ("smallpond_mpi.io.arrow", "smallpond_mpi.utility"),
+    "api/arrow.md": ("smallpond_mpi.io.arrow", "smallpond_mpi.io.arrow_types", "smallpond_mpi.utility"),
     "api/filesystem.md": ("smallpond_mpi.io.filesystem",),
     "api/common.md": ("smallpond_mpi.common",),
     "api/config.md": ("smallpond_mpi.config",),

@@ -115,7 +115,7 @@ def render(request: Request, python: str, data_root: str, job_id: str, env: Mapp
             "#!/bin/bash",
             *(f"#SBATCH {_quoted(option)}" for option in options),
             *(f"export {name}={shlex.quote(value)}" for name, value in exports.items()),
-            "# mpirun takes the place of this shell: Slurm's signals reach the ranks",
+            "# takes the place of this shell: Slurm's signals reach it, and the ranks through it",
             f"exec {shlex.join(command)}",
             "",
         ]

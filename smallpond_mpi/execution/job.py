@@ -159,7 +159,6 @@ class Job:
             ctx.sched_epoch,
             cloudpickle.dumps(ctx, protocol=5),
             ctx.paths.log,
-            ctx.paths.temp,
             self._config.heartbeat_secs,
             tuple(script_dirs()),
             tuple(sorted((env | ctx.env_overrides).items())),

@@ -27,8 +27,9 @@ from smallpond_mpi.common import (
     TaskFailed,
 )
 from smallpond_mpi.execution.by_value import pickle_by_value_what_lies_beside, script_dirs
+from smallpond_mpi.execution.failures import exception_of, failure_of
 from smallpond_mpi.execution.model import WorkStatus
-from smallpond_mpi.execution.payload import exception_of, failure_of, why_not_pickled
+from smallpond_mpi.execution.payload import why_not_pickled
 from smallpond_mpi.execution.task.plan import ExecutionPlan
 from smallpond_mpi.execution.task.publish import remove_staging
 from smallpond_mpi.io.filesystem import dump, load

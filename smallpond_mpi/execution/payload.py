@@ -8,83 +8,40 @@ Siblings are tasks of one class made from one node: what they hold in common (fu
 by value where it comes from the user's script. What is left of a task is a handful of plain values, so that C's pickle does it.
 """
 
-import errno
 import hashlib
 import logging
 import os
 import pickle
-import resource
 import shutil
 import sys
-import sysconfig
-import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import cloudpickle
 
-from smallpond_mpi import common
 from smallpond_mpi.common import (
     MB,
-    BadInput,
     CannotPickle,
     DataRootUnusable,
-    InjectedFault,
-    NonzeroExitCode,
-    OutOfMemory,
-    SmallpondError,
-    TaskFailed,
 )
 from smallpond_mpi.config import LEVELS
 from smallpond_mpi.execution.context import RuntimeContext
+from smallpond_mpi.execution.failures import exception_of, failure_from, failure_of
 from smallpond_mpi.execution.model import Capacity, Failure, FailureKind, Grant, TaskId, TaskRuntimeId, WorkStatus
 from smallpond_mpi.execution.protocol import RunTask, Welcome
 from smallpond_mpi.execution.slots import usable_memory
+from smallpond_mpi.execution.task.attributes import NOT_PAYLOAD, NOT_STATE
 from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.execution.workqueue import WorkQueue
 from smallpond_mpi.io.memory import MEMORY_POOL_VARIABLE, limit_duckdb, use_memory_pool
 
-PACKAGE_DIR = os.path.join(os.path.dirname(os.path.abspath(common.__file__)), "")
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 MAX_INLINE_BYTES = 64 * MB
 """What is larger goes by file, with its path in the message."""
 
 _MISSING = object()
 _SIMPLE = frozenset({int, str, float, bool, bytes, type(None), TaskId})
-# Attributes that a payload never carries: they belong to rank 0, to the attempt (in the header), or are made anew in the child.
-_NOT_PAYLOAD = frozenset(
-    {
-        *(
-            "ctx",
-            "id",
-            "_deps",
-            "_groups",
-            "_partition_infos",
-            "status",
-            "exception",
-            "start_time",
-            "finish_time",
-            "exec_cq",
-        ),
-        *(
-            "retry_count",
-            "fail_count",
-            "sched_epoch",
-            "exec_id",
-            "runtime_state",
-            "input_datasets",
-            "dataset",
-            "_perf_metrics",
-        ),
-        *("_metrics", "_running", "_granted_gpus", "_granted_numa_node", "_num_tasks_created", "_ray_ref"),
-    }
-)
-# Attributes that never come back.
-_NOT_STATE = frozenset(
-    {"ctx", "id", "_deps", "_groups", "_input_keys", "input_datasets", "exec_cq", "_metrics", "_running", "exception"}
-)
 
 
 class Packed(NamedTuple):
@@ -153,9 +110,9 @@ class Packer:
         own = {
             name: value
             for name, value in attrs.items()
-            if name not in _NOT_PAYLOAD and shared.get(name, _MISSING) is not value
+            if name not in NOT_PAYLOAD and shared.get(name, _MISSING) is not value
         }
-        absent = tuple(name for name in shared.keys() - attrs.keys()) if len(shared) + len(own) else ()
+        absent = tuple(shared.keys() - attrs.keys())
         partitions = tuple((info.index, info.npartitions, info.dimension) for info in task.partition_infos)
         payload = (own, absent, partitions, tuple(task._deps) if task._deps.tasks else ())
         simple = all(type(value) in _SIMPLE for value in own.values())
@@ -182,7 +139,7 @@ class Packer:
             shared = {
                 name: value
                 for name, value in task.__dict__.items()
-                if name not in _NOT_PAYLOAD and not hasattr(value, "to_arrow_table")
+                if name not in NOT_PAYLOAD and not hasattr(value, "to_arrow_table")
             }
             content = cloudpickle.dumps((type(task), shared), protocol=5)
             digest = hashlib.blake2b(content, digest_size=16).digest()
@@ -269,16 +226,9 @@ class Performer:
         try:
             task = self._make(run, blobs)
         except Exception as error:  # noqa: BLE001 - user code runs while unpickling: whatever it raises is the attempt's end
-            failure = _describe(error, self._host, self._rank)
-            return pickle.dumps({}), Failure(
-                FailureKind.BAD_INPUT,
-                failure.type_name,
-                f"can't be unpickled: {failure.message}",
-                failure.traceback,
-                "",
-                self._host,
-                self._rank,
-            )
+            failure = failure_from(error, self._host, self._rank)
+            message = f"can't be unpickled: {failure.message}"
+            return pickle.dumps({}), replace(failure, kind=FailureKind.BAD_INPUT, message=message)
         before = dict(task.__dict__)
         if self._ctx.enforce_memory_limit and task.memory_limit:
             self.reusable = False
@@ -340,7 +290,7 @@ class Performer:
             state = {
                 name: value
                 for name, value in task.__dict__.items()
-                if name not in _NOT_STATE
+                if name not in NOT_STATE
                 and (before.get(name, _MISSING) is not value or isinstance(value, (list, dict, set)))
             }
             state["exec_id"] = task.exec_id
@@ -355,7 +305,7 @@ class Performer:
             )
         except Exception as error:  # noqa: BLE001 - an attribute of the user's can't be pickled: what the engine needs goes back
             state = {"status": task.status, "start_time": task.start_time, "finish_time": task.finish_time}
-            state["exception"] = exception_of(failure or _describe(error, self._host, self._rank))
+            state["exception"] = exception_of(failure or failure_from(error, self._host, self._rank))
             return pickle.dumps(state, protocol=5)
 
 
@@ -373,61 +323,6 @@ def _remove_output(task: Task) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def failure_of(task: Task, host: str, rank: int) -> Failure:
-    """Why a task that ended without success did so."""
-    if task.exception is None:
-        return Failure(FailureKind.EXCEPTION, "Failed", "run() returned false", "", "", host, rank)
-    full = disk_error(task.exception)
-    if full is not None:
-        where = task.output_root or task.ctx.data_root
-        room = "" if full.errno == errno.EROFS else "make room there, or "
-        text = (
-            f"can't write below {where}: {os.strerror(full.errno or 0)}; {room}give another place "
-            f"({'the output path' if task.output_root else 'data_root= or SP_DATA_ROOT'})"
-        )
-        return Failure(FailureKind.EXCEPTION, DataRootUnusable.__name__, text, "", "", host, rank)
-    return _describe(task.exception, host, rank)
-
-
-def disk_error(error: BaseException | None) -> OSError | None:
-    """The error of a disk that is full or read-only behind an exception, unless it was the user's own code that wrote."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            return None if _passed_user_code(error) else error
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _passed_user_code(error: BaseException) -> bool:
-    installed = (PACKAGE_DIR, *sysconfig.get_paths().values())
-    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-    return any(
-        os.path.isabs(file) and not file.startswith(installed) for file in files
-    )  # compiled modules tell no whole path
-
-
-def _describe(error: BaseException, host: str, rank: int) -> Failure:
-    return Failure(kind_of(error), type(error).__name__, _message_of(error), traceback_of_user(error), "", host, rank)
-
-
-def traceback_of_user(error: BaseException) -> str:
-    """The traceback of an exception from the first frame on that is not ours: how the engine got there is of no use to who wrote the function."""
-    shown = traceback.TracebackException.from_exception(error)
-    stack: list[traceback.TracebackException | None] = [shown]
-    seen: set[int] = set()
-    while stack:
-        one = stack.pop()
-        if one is None or id(one) in seen:
-            continue
-        seen.add(id(one))
-        theirs = next((index for index, frame in enumerate(one.stack) if not frame.filename.startswith(PACKAGE_DIR)), 0)
-        del one.stack[:theirs]
-        stack += [one.__cause__, one.__context__, *(one.exceptions or ())]
-    return "".join(shown.format())
-
-
 def _load(data: bytes | str) -> Any:
     return _unspilled(data) if isinstance(data, str) else pickle.loads(data)
 
@@ -438,53 +333,6 @@ def _unspilled(found: Any) -> Any:
         with open(found, "rb") as file:
             return pickle.load(file)
     return found
-
-
-def kind_of(error: BaseException) -> FailureKind:
-    """What the retry policy needs to know of an exception."""
-    name = type(error).__name__
-    match error:
-        case InjectedFault():
-            return FailureKind.INJECTED
-        case OutOfMemory() | MemoryError():
-            return FailureKind.OUT_OF_MEMORY
-        case NonzeroExitCode() | SystemExit():
-            return FailureKind.EXIT_CODE
-        case BadInput():
-            return FailureKind.BAD_INPUT
-        case _ if name in ("OutOfMemoryException", "ArrowMemoryError"):
-            return FailureKind.OUT_OF_MEMORY
-        case RuntimeError() if "can't start new thread" in str(error) and _is_limited():
-            return FailureKind.OUT_OF_MEMORY  # its stack is memory too
-        case _:
-            return FailureKind.EXCEPTION
-
-
-def _is_limited() -> bool:
-    """Whether the kernel limits the memory of this process."""
-    return resource.getrlimit(resource.RLIMIT_DATA)[0] != resource.RLIM_INFINITY
-
-
-def _message_of(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # noqa: BLE001 - a user's __str__ that raises must not hide the failure
-        return f"<{type(error).__name__} whose str() raises>"
-
-
-def exception_of(failure: Failure) -> SmallpondError:
-    """A failure as an exception of this project's own classes: nobody has to unpickle a user's class on rank 0."""
-    own = getattr(common, failure.type_name, None)
-    if isinstance(own, type) and issubclass(own, SmallpondError):
-        return own(failure.message)
-    text = f"{failure.type_name}: {failure.message}\n{failure.traceback}".rstrip()
-    match failure.kind:
-        case FailureKind.OUT_OF_MEMORY:
-            return OutOfMemory(text)
-        case FailureKind.EXIT_CODE:
-            return NonzeroExitCode(text)
-        case _:
-            return TaskFailed(text)
 
 
 def merge_state(task: Task, state: bytes) -> None:

@@ -18,8 +18,6 @@ from typing import Any
 
 from smallpond_mpi.execution.model import Capacity, Failure, Grant, TaskRuntimeId
 
-PROTOCOL_VERSION = 1
-
 
 class Message:
     """Base of all messages: pickled as class and field values, which is twice as fast as dataclass slots' own way."""
@@ -40,7 +38,6 @@ class Welcome(Message):
     epoch: int
     context: bytes
     log_path: str  # one log a rank: "{log_path}" and its index "{log_path}.index"
-    temp_dir: str
     heartbeat_secs: float
     sys_path: tuple[str, ...] = ()  # put before the child's own sys.path
     env: tuple[tuple[str, str], ...] = ()  # set in every child
@@ -103,7 +100,6 @@ class Joined(Message):
     host: str
     pid: int
     capacity: Capacity
-    protocol_version: int = PROTOCOL_VERSION
     python: str = ""  # sys.version_info as "3.11.7": payloads are only sent between equal minor versions
 
 
@@ -134,10 +130,6 @@ class Checkpoint(Message):
 @dataclass(frozen=True, slots=True)
 class Alive(Message):
     """Heartbeat."""
-
-    running: int
-    queued: int
-    free_memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,18 +151,6 @@ def link_or_copy(source: str, target: str) -> bool:
     return True
 
 
-def link_or_symlink(source: str, target: str) -> bool:
-    """Hard-link `source` as `target`, or make a symbolic link where it lies on another mount; returns whether it was a hard link."""
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK):
-            raise
-        os.symlink(os.path.abspath(source), target)
-        return False
-    return True
-
-
 def copy_file(source: str, target: str) -> None:
     """Copy a file; the copy appears whole or not at all."""
 

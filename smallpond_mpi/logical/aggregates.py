@@ -20,7 +20,7 @@ from smallpond_mpi.logical.expressions import (
     template,
     texts_of,
 )
-from smallpond_mpi.logical.schema import Schema, bound_query
+from smallpond_mpi.logical.query_columns import Schema, bound_query
 
 PART = "__part"
 """What the names of columns with sums of parts begin with."""

@@ -19,7 +19,8 @@ from smallpond_mpi.logical.node.partition import RepeatPartitionNode
 from smallpond_mpi.logical.node.reshape import UnionNode
 from smallpond_mpi.logical.node.source_sink import DataSourceNode
 from smallpond_mpi.logical.node.sql import LimitNode, SqlEngineNode
-from smallpond_mpi.logical.schema import Schema, bound_query, schema_of
+from smallpond_mpi.logical.query_columns import Schema, bound_query
+from smallpond_mpi.logical.schema import schema_of
 
 MAX_FILES_LOOKED_AT = 1000
 UNKNOWN_ROWS = 10_000_000.0

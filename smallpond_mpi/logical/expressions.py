@@ -14,7 +14,7 @@ import duckdb
 
 from smallpond_mpi.common import InvalidArgument, InvalidQuery, WrongType
 from smallpond_mpi.logical.dataset.quoting import quote_name
-from smallpond_mpi.logical.schema import scratch
+from smallpond_mpi.logical.query_columns import scratch
 
 Tree = dict[str, Any]
 

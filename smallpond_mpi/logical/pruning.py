@@ -19,8 +19,9 @@ from smallpond_mpi.logical.node.reshape import ConsolidateNode
 from smallpond_mpi.logical.node.sort import SortNode
 from smallpond_mpi.logical.node.source_sink import DataSourceNode
 from smallpond_mpi.logical.node.sql import LimitNode, SqlEngineNode
+from smallpond_mpi.logical.query_columns import Schema, bound_query, columns_read
 from smallpond_mpi.logical.query_text import nested_query, parsed, times_read
-from smallpond_mpi.logical.schema import Schema, bound_query, columns_read, remember, schema_of
+from smallpond_mpi.logical.schema import remember, schema_of
 
 Names = frozenset[str]
 
@@ -37,7 +38,6 @@ class _Pruning:
         """Of nodes that need not give all their columns, those that they must."""
         self.made: dict[Node, Node] = {}
         self._selected: dict[DataSourceNode, SqlEngineNode] = {}
-        self._is_kept = is_kept
         order = topological(roots, known=is_kept)
         self._find_needed(order, set(roots))
         for node in order:

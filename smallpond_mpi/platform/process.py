@@ -163,28 +163,21 @@ def resident_bytes(pid: int) -> int:
 
 def unreclaimable_bytes(pid: int) -> int:
     """Anonymous and shared memory of a process, resident or swapped: what file pages that the kernel can drop at will are not part of."""
-    total = 0
-    try:
-        with open(f"/proc/{pid}/status", "rb") as file:
-            for line in file:
-                if line.startswith((b"RssAnon:", b"RssShmem:", b"VmSwap:")):
-                    total += int(line.split()[1]) * 1024
-    except (OSError, IndexError):
-        return 0
-    return total
+    return _sum_of_lines(f"/proc/{pid}/status", (b"RssAnon:", b"RssShmem:", b"VmSwap:"))
 
 
 def proportional_bytes(pid: int) -> int:
     """As `unreclaimable_bytes`, with pages that processes share after a fork divided among them. Walks the page tables: expensive."""
-    total = 0
+    return _sum_of_lines(f"/proc/{pid}/smaps_rollup", (b"Pss_Anon:", b"Pss_Shmem:", b"SwapPss:"))
+
+
+def _sum_of_lines(path: str, names: tuple[bytes, ...]) -> int:
+    """Bytes, of lines that tell kB; 0 when the process is gone."""
     try:
-        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
-            for line in file:
-                if line.startswith((b"Pss_Anon:", b"Pss_Shmem:", b"SwapPss:")):
-                    total += int(line.split()[1]) * 1024
+        with open(path, "rb") as file:
+            return sum(int(line.split()[1]) * 1024 for line in file if line.startswith(names))
     except (OSError, IndexError):
         return 0
-    return total
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,7 +190,7 @@ class SimCluster:
         for message in messages:
             match message:
                 case Joined(_, _, capacity):
-                    welcome = Welcome(self._epoch, b"", "", "", self._heartbeat_secs)
+                    welcome = Welcome(self._epoch, b"", "", self._heartbeat_secs)
                     outbox.setdefault(source, []).append(welcome)
                     self._take(ev.RankJoined(source, message.host, capacity), outbox)
                 case Alive():

@@ -119,8 +119,7 @@ class SimExecutor:
             return
         if self._is_heard and self._clock.now >= self.frozen_until:
             self._is_heard = False
-            running = sum(work.began_at is not None for work in self._works.values())
-            self._send([Alive(running, len(self._works) - running, 0)])
+            self._send([Alive()])
         self._clock.after(self._heartbeat_secs, self._beat)
 
     def _take(self, run: RunTask) -> None:

@@ -382,7 +382,7 @@ def test_reset_kills_all_and_joins_again(bench: Bench, tmp_path: Path) -> None:
 
 def test_a_new_job_gets_new_children(bench: Bench, tmp_path: Path) -> None:
     before = result(bench.run(task(1, "pid"))[0])
-    bench.send(Welcome(1, b"", str(tmp_path / "second.log"), str(tmp_path), 3600.0, env=(("OF_THE_JOB", "yes"),)))
+    bench.send(Welcome(1, b"", str(tmp_path / "second.log"), 3600.0, env=(("OF_THE_JOB", "yes"),)))
     after = result(bench.run(task(1, "pid", retry=1))[0])
     assert before != after
     assert result(bench.run(task(2, "environ", "OF_THE_JOB"))[0]) == "yes"

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 import smallpond_mpi as sp
-from smallpond_mpi.logical import expressions, lowering, schema
+from smallpond_mpi.logical import expressions, lowering, query_columns, schema
 
 WIDTH = 2000
 OF_ALL_TYPES = """
@@ -79,13 +79,13 @@ def test_duckdb_is_asked_once_for_all_columns(
     """Not once a column: what is asked, not how long it takes, is counted."""
     df = session.from_arrow(pa.table({**{name: [1, 2] for name in COLUMNS}, "k": [1, 1]}))
     asked = []
-    scratch = schema.scratch
+    scratch = query_columns.scratch
 
     def counted(alone: bool = False) -> Any:
         asked.append(alone)
         return scratch(alone)
 
-    for module in (schema, expressions):
+    for module in (schema, query_columns, expressions):
         monkeypatch.setattr(module, "scratch", counted)
     operation(df)
     assert len(asked) < 60

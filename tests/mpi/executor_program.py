@@ -28,7 +28,7 @@ class Scheduler:
         self.gone: list[Rank] = []
         self.joined = {rank: self.wait(rank, Joined) for rank in self.workers}
         for rank in self.workers:
-            self.send(rank, Welcome(0, b"", f"{tmp}/rank-{rank}.log", tmp, 3600.0))
+            self.send(rank, Welcome(0, b"", f"{tmp}/rank-{rank}.log", 3600.0))
 
     def send(self, rank: Rank, *messages: Message) -> None:
         self.transport.send(rank, encode(list(messages)))

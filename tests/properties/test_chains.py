@@ -15,7 +15,6 @@ from smallpond_mpi.logical import lowering
 
 common = settings(
     max_examples=max(1, int(os.environ.get("SP_TEST_EXAMPLES", "100")) // 8),
-    deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
 )

@@ -15,7 +15,7 @@ from smallpond_mpi.io.packed import PackedWriter, PartitionFileWriter, WriteOpti
 from smallpond_mpi.io.parquet import RowRange
 from smallpond_mpi.logical.dataset import PackedPartitions, ParquetDataSet, PartitionedDataSet
 
-common = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+common = settings(max_examples=40, suppress_health_check=list(HealthCheck))
 
 cuts = st.lists(
     st.tuples(st.sampled_from(["files", "rows", "size", "pickle", "merge"]), st.integers(1, 6)), min_size=1, max_size=5

@@ -22,7 +22,6 @@ from smallpond_mpi.logical import lowering
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)  # each example runs a job: shrinking one would take minutes
 common = settings(
     max_examples=max(1, int(os.environ.get("SP_TEST_EXAMPLES", "100")) // 20),
-    deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=PHASES,
 )

@@ -107,7 +107,7 @@ def _frame(ctx: RuntimeContext, packer: Packer, capacity: Capacity) -> str:
     attempt = TaskRuntimeId(task.id, 0, 0)
     packed = packer.pack(task, attempt, 0, capacity, [], None)
     blobs: list[Message] = [Blob(digest, content) for digest, content in packed.blobs]
-    welcome = Welcome(0, cloudpickle.dumps(ctx, protocol=5), ctx.paths.log, ctx.paths.temp, HEARTBEAT_SECS)
+    welcome = Welcome(0, cloudpickle.dumps(ctx, protocol=5), ctx.paths.log, HEARTBEAT_SECS)
     run = RunTask(
         attempt, grant, packed.header, packed.payload, tuple(digest for digest, _ in packed.blobs), fresh=True
     )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from smallpond_mpi.execution.model import Grant
-from smallpond_mpi.execution.protocol import Alive, Ended, RunTask
+from smallpond_mpi.execution.protocol import Ended, RunTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class BeatHeart:
-    alive: Alive
+    """Tell rank 0 that this executor lives."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,12 @@ of its line was running.
 Not decided here: what runs where (the scheduler gave the grant) and what a failure leads to.
 """
 
-import os
-import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import assert_never
 
 from smallpond_mpi.common import MB
+from smallpond_mpi.execution.executor import guard
 from smallpond_mpi.execution.executor.commands import (
     BeatHeart,
     Command,
@@ -39,6 +38,7 @@ from smallpond_mpi.execution.executor.events import (
     TimePassed,
     WorkRecalled,
 )
+from smallpond_mpi.execution.executor.fate import fate_of_dead
 from smallpond_mpi.execution.executor.pipe import Reply
 from smallpond_mpi.execution.executor.state import (
     OWN_LANE,
@@ -47,27 +47,17 @@ from smallpond_mpi.execution.executor.state import (
     Child,
     ChildState,
     Resource,
-    describe_status,
     gpu_key,
     resources_of,
 )
 from smallpond_mpi.execution.model import Capacity, Failure, FailureKind, TaskRuntimeId
-from smallpond_mpi.execution.protocol import Alive, Ended, Heard, Reset, RunTask, Shutdown, StopTask, Welcome
+from smallpond_mpi.execution.protocol import Ended, Heard, Reset, RunTask, Shutdown, StopTask, Welcome
 
-MEMORY_KILL_FACTOR = 1.1
 SHORT_SECS = 0.02  # of work that may lie in a child's socket ahead of time
 MAX_AHEAD = 64
 MAX_AHEAD_BYTES = MB  # larger payloads wait here, not in a socket
 DUMP_SECS = 0.25  # from the request for a traceback to the kill
 UNKILLABLE_SECS = 10.0  # after which an attempt is over although its process can't be killed (state D)
-WATCH_AFTER_SECS = 0.005
-LOOK_SECS = (
-    0.02  # between two looks at the memory of children; shorter where one could get past its grant before the next
-)
-SHORTEST_LOOK_SECS = 0.002
-FASTEST_BYTES_PER_SEC = 4 << 30  # that one CPU can take: zeroing pages is what it costs
-FULL = 0.95
-"""Share of the rank's memory at which somebody who is over its grant has to go. (At most 0.9 is granted, and each may take 1.1 of that.)"""
 
 
 class ExecutorCore:
@@ -122,22 +112,12 @@ class ExecutorCore:
         return min(times, default=None)
 
     def watched(self, now: float) -> list[tuple[int, int]]:
-        """Children whose memory is worth a look, for what they run has lasted a while; with the bytes granted."""
-        return [
-            (child.id, child.line[0].run.grant.memory_bytes)
-            for child in self._children.values()
-            if child.state is ChildState.BUSY and now - child.began_at >= WATCH_AFTER_SECS
-        ]
+        """Children whose memory is worth a look, with the bytes granted."""
+        return guard.watched(self._children.values(), now)
 
     def look_again_secs(self) -> float:
-        """Seconds in which no child, however fast it grows, gets far past its grant."""
-        secs = LOOK_SECS
-        for child in self._children.values():
-            if child.state is ChildState.BUSY:
-                grant = child.line[0].run.grant
-                room = grant.memory_bytes * MEMORY_KILL_FACTOR - child.used
-                secs = min(secs, room / (FASTEST_BYTES_PER_SEC * max(1, len(grant.cpus))))
-        return max(secs, SHORTEST_LOOK_SECS)
+        """Until the next look at them."""
+        return guard.look_again_secs(self._children.values())
 
     @property
     def is_running(self) -> bool:
@@ -309,29 +289,10 @@ class ExecutorCore:
     def _on_died(self, child: Child, status: int, by_oom_killer: bool, now: float) -> None:
         if child.line:
             attempt = child.line[0]
-            failure = self._judge(child, attempt, status, by_oom_killer)
+            failure = self._failure(*fate_of_dead(child, attempt, status, by_oom_killer))
             child.line.popleft()
             self._end(attempt, failure, now, child)
         self._bury(child, now)
-
-    def _judge(self, child: Child, attempt: Attempt, status: int, by_oom_killer: bool) -> Failure:
-        if child.doomed is attempt and child.fate is not None:
-            return self._failure(*child.fate)
-        if child.state is ChildState.FORKING:
-            message = f"its child process could not be started ({describe_status(status)})"
-            return self._failure(FailureKind.NOT_STARTED, "NotStarted", message)
-        if child.state is ChildState.DYING:
-            message = "its child process was killed because of the attempt before it, just when this one began"
-            return self._failure(FailureKind.LOST, "Lost", message)
-        if os.WIFSIGNALED(status):
-            if by_oom_killer and os.WTERMSIG(status) == signal.SIGKILL:
-                message = f"the kernel's OOM killer took it; it had {attempt.run.grant.memory_bytes // MB} MiB granted"
-                return self._failure(FailureKind.OUT_OF_MEMORY, "OutOfMemory", message)
-            return self._failure(
-                FailureKind.SIGNAL, "NonzeroExitCode", f"its child process was {describe_status(status)}"
-            )
-        message = f"its child process {describe_status(status)} in the middle of the task"
-        return self._failure(FailureKind.EXIT_CODE, "NonzeroExitCode", message)
 
     def _on_server_died(self, reason: str, now: float) -> None:
         for child in list(self._children.values()):
@@ -350,29 +311,13 @@ class ExecutorCore:
             return
         child.used = used_bytes
         child.peak = max(child.peak, used_bytes)
-        if child.state is not ChildState.BUSY:
-            return
-        granted = child.line[0].run.grant.memory_bytes
-        if 0 < granted * MEMORY_KILL_FACTOR < used_bytes:
-            message = f"it took {used_bytes // MB} MiB of memory and had {granted // MB} MiB granted"
-            self._kill(child, FailureKind.OUT_OF_MEMORY, "OutOfMemory", message, now)
+        if guard.is_over(child):
+            self._kill(child, FailureKind.OUT_OF_MEMORY, "OutOfMemory", guard.taken(child), now)
 
     def _make_room(self, now: float) -> None:
-        """End those furthest over their grants while all together have nearly what the rank has: the kernel would take anybody."""
-        busy = [child for child in self._children.values() if child.state is ChildState.BUSY]
-        used = sum(child.used for child in busy)
-        if used <= self._capacity.memory_bytes * FULL:
-            return
-        shares = [(child.used / max(1, child.line[0].run.grant.memory_bytes), child.id) for child in busy]
-        for share, child_id in sorted(shares, reverse=True):
-            if share <= 1 or used <= self._capacity.memory_bytes * FULL:
-                return
-            child = self._children[child_id]
-            used -= child.used
-            message = (
-                f"it took {child.used // MB} MiB of memory and had {child.line[0].run.grant.memory_bytes // MB} MiB granted, "
-                f"and little was left of the {self._capacity.memory_bytes // MB} MiB of its rank"
-            )
+        whole = self._capacity.memory_bytes
+        for child in guard.in_the_way(self._children.values(), whole):
+            message = f"{guard.taken(child)}, and little was left of the {whole // MB} MiB of its rank"
             self._kill(child, FailureKind.OUT_OF_MEMORY, "OutOfMemory", message, now)
 
     def _on_time(self, now: float) -> None:
@@ -391,12 +336,7 @@ class ExecutorCore:
         if self._heartbeat_secs is not None and not self._unheard and now >= self._next_beat:
             self._next_beat = now + self._heartbeat_secs
             self._unheard = True
-            self._commands.append(BeatHeart(self._alive()))
-
-    def _alive(self) -> Alive:
-        running = sum(1 for child in self._children.values() if child.line)
-        used = sum(child.used for child in self._children.values())
-        return Alive(running, len(self._attempts) - running, max(0, self._capacity.memory_bytes - used))
+            self._commands.append(BeatHeart())
 
     def _give_up(self, child: Child, now: float) -> None:
         """The kernel doesn't let it die: tell what became of the attempt, keep its lane closed."""

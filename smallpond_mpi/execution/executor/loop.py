@@ -15,13 +15,12 @@ import socket
 import sys
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import assert_never
 
 from smallpond_mpi.common import MB
-from smallpond_mpi.execution.executor.child import DUMP_SIGNAL, TOKEN_BYTES
+from smallpond_mpi.execution.executor.child import DUMP_SIGNAL
 from smallpond_mpi.execution.executor.commands import (
     BeatHeart,
     Command,
@@ -49,11 +48,13 @@ from smallpond_mpi.execution.executor.events import (
 )
 from smallpond_mpi.execution.executor.forkserver import Answer, Exited, Forked, Started
 from smallpond_mpi.execution.executor.joblog import JobLog, Spool, tail_of
-from smallpond_mpi.execution.executor.memory import Footprint, MemoryWatch
-from smallpond_mpi.execution.executor.pipe import FrameReader, Hello, Ready, Refused, Reply, Work, pack
+from smallpond_mpi.execution.executor.memory import MemoryWatch
+from smallpond_mpi.execution.executor.pipe import Hello, Ready, Refused, Reply
 from smallpond_mpi.execution.executor.sandbox import ForkServer, ForkServerGone
-from smallpond_mpi.execution.model import Capacity, Rank, TaskRuntimeId
+from smallpond_mpi.execution.executor.wire import Wire
+from smallpond_mpi.execution.model import Capacity, Rank
 from smallpond_mpi.execution.protocol import (
+    Alive,
     Blob,
     Broken,
     Checkpoint,
@@ -78,49 +79,9 @@ PARENT_CHECK_SECS = 1.0
 SPOOL_CUT_BYTES = MB
 MIN_GROWTH_BYTES = 64 * MB
 MAX_GROWTH_BYTES = 512 * MB
-READ_BYTES = 1 << 20
 SERVER_KEY = -1
 CLOSE_SECS = 5.0
 FD_SETSIZE = 1024
-
-
-class _Wire:
-    """The rank's ends of what it shares with one child."""
-
-    __slots__ = (
-        "blobs",
-        "footprint",
-        "is_writing",
-        "next_number",
-        "pending",
-        "pid",
-        "reader",
-        "sent",
-        "sock",
-        "spool",
-        "token_read",
-        "token_write",
-    )
-
-    def __init__(self, sock: socket.socket, spool: Spool, token_read: int, token_write: int) -> None:
-        self.sock = sock
-        self.spool = spool
-        self.token_read = token_read
-        self.token_write = token_write
-        self.reader = FrameReader()
-        self.pending: deque[memoryview] = deque()
-        self.blobs: set[bytes] = set()
-        self.next_number = 0
-        self.sent: dict[int, TaskRuntimeId] = {}
-        self.pid = 0
-        self.footprint: Footprint | None = None
-        self.is_writing = False
-
-    def close(self) -> None:
-        self.sock.close()
-        self.spool.close()
-        os.close(self.token_read)
-        os.close(self.token_write)
 
 
 class ExecutorLoop:
@@ -155,7 +116,7 @@ class ExecutorLoop:
         )
         self._selector = selectors.DefaultSelector()
         self._watch_server()
-        self._wires: dict[int, _Wire] = {}
+        self._wires: dict[int, Wire] = {}
         self._dead: list[int] = []
         self._full_spools: set[int] = set()
         self._events: list[Event] = []
@@ -173,10 +134,6 @@ class ExecutorLoop:
     def fileno(self) -> int:
         """Readable when a child or the fork server has something to say: for a wait that rank 0's scheduler shares."""
         return self._selector.fileno()  # epoll's own descriptor
-
-    def filenos(self) -> list[int]:
-        """What to wait on besides the transport."""
-        return [self.fileno()]
 
     def nap(self, secs: float) -> None:
         """Sleep, to the microsecond, until a child says something or `secs` are over. What comes over the transport is seen afterwards."""
@@ -284,30 +241,21 @@ class ExecutorLoop:
             if wire is None or wire.sock is not key.fileobj or wire.sock not in self._selector.get_map():
                 continue  # drained or buried in this very turn: the fork server spoke first
             if mask & selectors.EVENT_WRITE:
-                self._push(key.data, wire)
+                self._await_room(key.data, wire, wire.push())
             if mask & selectors.EVENT_READ and not self._read_child(key.data, wire):
                 self._selector.unregister(wire.sock)  # it has left; the fork server tells how
 
-    def _read_child(self, child: int, wire: _Wire) -> bool:
+    def _read_child(self, child: int, wire: Wire) -> bool:
         """Take in what a child said. False at the end of it."""
-        while True:
-            try:
-                piece = wire.sock.recv(READ_BYTES)
-            except BlockingIOError:
-                return True
-            except ConnectionResetError:
-                return False
-            if not piece:
-                return False
-            for message in wire.reader.feed(piece):
-                self._take_from_child(child, wire, message)
-            if len(piece) < READ_BYTES // 2:
-                return True
+        said, may_say_more = wire.read()
+        for message in said:
+            self._take_from_child(child, wire, message)
+        return may_say_more
 
-    def _take_from_child(self, child: int, wire: _Wire, message: Message) -> None:
+    def _take_from_child(self, child: int, wire: Wire, message: Message) -> None:
         match message:
             case Reply():
-                self._forget_sent(wire, message.attempt)
+                wire.has_replied(message.attempt)
                 self._events.append(ChildReplied(child, message))
             case Checkpoint():
                 self._outbox.append(message)
@@ -318,12 +266,6 @@ class ExecutorLoop:
                 self._events.append(ChildRefused(child, text))
             case _:
                 raise TypeError(f"child {child} said {message}, which children don't say")
-
-    @staticmethod
-    def _forget_sent(wire: _Wire, attempt: TaskRuntimeId) -> None:
-        number = next(iter(wire.sent))  # replies come in the order of the numbers
-        if wire.sent[number] == attempt:
-            del wire.sent[number]
 
     def _read_server(self) -> None:
         try:
@@ -352,14 +294,10 @@ class ExecutorLoop:
             case _:
                 assert_never(answer)
 
-    def _drain(self, child: int, wire: _Wire) -> None:
+    def _drain(self, child: int, wire: Wire) -> None:
         """Take in the last words of a child that is dead."""
-        while self._read_child(child, wire):
-            try:
-                if not wire.sock.recv(1, socket.MSG_PEEK):
-                    break
-            except (BlockingIOError, ConnectionResetError):
-                break
+        for message in wire.last_words():
+            self._take_from_child(child, wire, message)
         if wire.sock in self._selector.get_map():
             self._selector.unregister(wire.sock)
 
@@ -382,7 +320,8 @@ class ExecutorLoop:
     def _carry_out(self, command: Command) -> None:
         match command:
             case SendWork(child, runs):
-                self._send_work(self._wires[child], child, runs)
+                wire = self._wires[child]
+                self._await_room(child, wire, wire.send_work(runs, self._blobs))
             case Report(ended, child, output_end):
                 self._outbox.append(ended if child is None else self._with_output(ended, child, output_end))
             case ForkChild(child, lane):
@@ -393,8 +332,8 @@ class ExecutorLoop:
                 self._recall(child)
             case DumpChild(child):
                 self._server.signal(child, DUMP_SIGNAL)
-            case BeatHeart(alive):
-                self._outbox.append(alive)
+            case BeatHeart():
+                self._outbox.append(Alive())
             case JoinAgain():
                 self._outbox.append(self._joined())
             case Leave():
@@ -409,63 +348,24 @@ class ExecutorLoop:
         ours.setblocking(False)
         token_read, token_write = os.pipe()
         os.set_blocking(token_read, False)
-        wire = _Wire(ours, Spool(self._spool_dir), token_read, token_write)
+        wire = Wire(ours, Spool(self._spool_dir), token_read, token_write)
         self._wires[child] = wire
         tokens = tuple(self.capacity.gpus[index].token for index in lane.gpus)
         with theirs:
             self._server.fork(child, lane, tokens, [theirs.fileno(), wire.spool.fd, token_read])
         self._selector.register(ours, selectors.EVENT_READ, child)
-        self._say(child, wire, pack(Hello(self._welcome, self._rank, self._host, self._growth_bytes)))
+        self._await_room(child, wire, wire.say(Hello(self._welcome, self._rank, self._host, self._growth_bytes)))
 
-    def _send_work(self, wire: _Wire, child: int, runs: tuple[RunTask, ...]) -> None:
-        digests = {digest: None for run in runs for digest in run.blobs if digest not in wire.blobs}
-        wire.blobs.update(digests)
-        number = wire.next_number
-        wire.next_number += len(runs)
-        wire.sent.update((at, run.attempt) for at, run in enumerate(runs, number))
-        self._say(child, wire, pack(Work(number, runs, tuple([self._blobs[digest] for digest in digests]))))
-        # a child may begin what it finds a number of; those that come before their Work make it wait for that
-        numbers = b"".join([at.to_bytes(TOKEN_BYTES, "little") for at in range(number, wire.next_number)])
-        os.write(wire.token_write, numbers)
-
-    def _say(self, child: int, wire: _Wire, frame: bytes) -> None:
-        wire.pending.append(memoryview(frame))
-        if len(wire.pending) == 1:
-            self._push(child, wire)
-
-    def _push(self, child: int, wire: _Wire) -> None:
-        """Send what waits for a child, as far as its socket takes it."""
-        while wire.pending:
-            try:
-                sent = wire.sock.send(wire.pending[0])
-            except BlockingIOError:
-                self._watch(child, wire, selectors.EVENT_READ | selectors.EVENT_WRITE)
-                return
-            except (BrokenPipeError, ConnectionResetError):
-                wire.pending.clear()  # it is dead; the fork server tells how
-                break
-            if sent == len(wire.pending[0]):
-                wire.pending.popleft()
-            else:
-                wire.pending[0] = wire.pending[0][sent:]
-        if wire.is_writing:
-            self._watch(child, wire, selectors.EVENT_READ)
-
-    def _watch(self, child: int, wire: _Wire, mask: int) -> None:
-        wire.is_writing = bool(mask & selectors.EVENT_WRITE)
-        if wire.sock in self._selector.get_map():
-            self._selector.modify(wire.sock, mask, child)
+    def _await_room(self, child: int, wire: Wire, is_through: bool) -> None:
+        """Where a socket is full, go on with what waits when it takes more."""
+        if wire.is_full is is_through:
+            wire.is_full = not is_through
+            if wire.sock in self._selector.get_map():
+                mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if wire.is_full else 0)
+                self._selector.modify(wire.sock, mask, child)
 
     def _recall(self, child: int) -> None:
-        """Take back the numbers of what the child has not begun: what can be read here it can't read any more."""
-        wire = self._wires[child]
-        numbers: list[int] = []
-        while True:
-            try:
-                numbers.append(int.from_bytes(os.read(wire.token_read, TOKEN_BYTES), "little"))
-            except BlockingIOError:
-                break
-        self._events.append(WorkRecalled(child, tuple([wire.sent.pop(number) for number in numbers])))
+        self._events.append(WorkRecalled(child, self._wires[child].take_back()))
 
     def _with_output(self, ended: Ended, child: int, output_end: int | None) -> Ended:
         wire = self._wires[child]

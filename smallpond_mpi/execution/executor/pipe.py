@@ -3,7 +3,7 @@
         rank                                   child
           |  -------------- Hello ---------------> |   once
           |  <------- Ready or Refused ----------- |
-          |  -------------- Work ----------------> |   some attempts, run in order; at most one Work ahead
+          |  -------------- Work ----------------> |   some attempts, run in order
           |  <------ Checkpoint, Reply ----------- |   a Reply before the next attempt begins
 
 The rank reads only this envelope: header, payload and state stay the bytes that they are. That a Reply leaves before the next attempt

@@ -127,11 +127,6 @@ class ForkServer:
         """Readable when there is something to `receive`."""
         return self._sock.fileno()
 
-    @property
-    def has_unsent(self) -> bool:
-        """Whether a request waits for the server to read earlier ones."""
-        return bool(self._waiting)
-
     def fork(self, child: int, lane: Lane, gpu_tokens: tuple[str, ...], fds: Sequence[int]) -> None:
         """Ask for a child that gets these descriptors (socket, spool, pipe of tokens); the caller may close its own copies at once."""
         self._request(Fork(child, lane, gpu_tokens), [os.dup(fd) for fd in fds])

@@ -1,7 +1,5 @@
 """What the executor core keeps: attempts, children, and the CPUs and GPUs that they wait for and hold. Pure; moves are the core's."""
 
-import os
-import signal
 from collections import deque
 from enum import Enum, unique
 
@@ -12,6 +10,9 @@ from smallpond_mpi.execution.protocol import RunTask
 SHARE_EPSILON = 1e-6
 OWN_LANE = -1
 """The resource of grants without CPUs and GPUs: one at a time."""
+
+Fate = tuple[FailureKind, str, str]
+"""Why an attempt ended about which its child can say nothing: kind, type name, message."""
 
 
 @unique
@@ -55,6 +56,8 @@ class Attempt:
 
 
 class Child:
+    """A child process: the attempts that it was given, in order, and what it holds. `used` and `peak` are bytes since the head of its line began."""
+
     __slots__ = (
         "began_at",
         "deadline",
@@ -79,10 +82,15 @@ class Child:
         self.held: tuple[tuple[int, float], ...] = ()
         self.began_at = 0.0
         self.deadline: float | None = None
-        self.fate: tuple[FailureKind, str, str] | None = None  # kind, type name, message
+        self.fate: Fate | None = None
         self.doomed: Attempt | None = None  # the attempt that the fate is meant for
         self.used = 0
         self.peak = 0
+
+    @property
+    def granted_bytes(self) -> int:
+        """Memory of what it runs."""
+        return self.line[0].run.grant.memory_bytes
 
 
 class Resource:
@@ -111,14 +119,3 @@ def resources_of(grant: Grant) -> tuple[tuple[int, float], ...]:
         return ((grant.cpus[0], 1.0),)
     keys = [(cpu, 1.0) for cpu in grant.cpus] + [(gpu_key(index), quota) for index, quota in grant.gpus]
     return tuple(keys) or ((OWN_LANE, 1.0),)
-
-
-def describe_status(status: int) -> str:
-    """A waitpid status in words."""
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        try:
-            return f"killed by {signal.Signals(number).name}"
-        except ValueError:
-            return f"killed by signal {number}"
-    return f"left with exit code {os.waitstatus_to_exitcode(status)}"

@@ -22,6 +22,7 @@ from typing import assert_never
 from smallpond_mpi.common import CannotPickle, JobFailed, JobStopped
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.executor.loop import ExecutorLoop
+from smallpond_mpi.execution.failures import exception_of, failure_of
 from smallpond_mpi.execution.interrupts import Interrupts
 from smallpond_mpi.execution.journal import Accepted, Checkpointed, Journal, Restored
 from smallpond_mpi.execution.model import (
@@ -34,7 +35,7 @@ from smallpond_mpi.execution.model import (
     TaskRuntimeId,
     WorkStatus,
 )
-from smallpond_mpi.execution.payload import MAX_INLINE_BYTES, Packer, exception_of, failure_of, merge_state, raised_by
+from smallpond_mpi.execution.payload import MAX_INLINE_BYTES, Packer, merge_state, raised_by
 from smallpond_mpi.execution.protocol import (
     Alive,
     Blob,

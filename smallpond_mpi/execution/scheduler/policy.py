@@ -15,9 +15,8 @@ class Policy:
     max_not_started: int = 10  # times that no executor could even start a task
     max_deaths: int = 3  # ranks that died while they ran one task
     nonzero_exitcode_as_oom: bool = False
-    signal_as_oom: bool = (
-        False  # under a limit of the kernel's: an allocation that fails takes most libraries down with a signal
-    )
+    # under a limit of the kernel's: an allocation that fails takes most libraries down with a signal
+    signal_as_oom: bool = False
     stop_executor_on_failure: bool = False  # a rank on which a task failed gets no more, unless it is the last
     prioritize_retry: bool = False  # a retry goes to the front of its queue, not to the end
 
@@ -27,18 +26,16 @@ class Policy:
     stop_secs: float = 60.0  # in which a stopped attempt must be over; else its rank is given up
 
     prefetch_secs: float = 0.015  # of work that may wait at a rank behind what runs there
-    next_secs: float = (
-        0.1  # how long a task may take that has one waiting behind it: the way to rank 0 and back is 1 to 3 ms
-    )
+    # how long a task may take that has one waiting behind it: the way to rank 0 and back is 1 to 3 ms
+    next_secs: float = 0.1
     max_prefetch: int = 64  # attempts in one lane
     recall_factor: float = 10.0  # times the learned duration after which a lane's head is unexpectedly long ...
     recall_secs: float = 0.25  # ... but at least this
 
     passed_over_limit: int = 64  # starts of others after which a waiting request reserves a rank
-    avoid_secs: float = (
-        5.0  # that a task waits for another rank than the one it crashed on; after the second crash there ...
-    )
-    avoid_longer_secs: float = 60.0  # ... this
+    # that a task waits for another rank than the one it crashed on; after the second crash there, the longer one
+    avoid_secs: float = 5.0
+    avoid_longer_secs: float = 60.0
     suspect_failures: int = 3  # different tasks crashing in a row on one rank, while others succeed elsewhere
     rest_secs: float = 1.0  # pause of such a rank, doubled each time ...
     max_rest_secs: float = 60.0  # ... up to this

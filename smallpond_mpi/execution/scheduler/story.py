@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 
 from smallpond_mpi import common
 from smallpond_mpi.common import BadInput, CorruptInput, DataRootUnusable, JobFailed, SmallpondError
+from smallpond_mpi.execution.failures import exception_of
 from smallpond_mpi.execution.model import Failure
-from smallpond_mpi.execution.payload import exception_of
 from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.task.source import DataSourceTask
 from smallpond_mpi.logical.origin import asked_at, of_partitions, read_at, read_text

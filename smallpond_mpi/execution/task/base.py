@@ -12,9 +12,7 @@ import os
 import re
 import resource
 import shutil
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Number
 from typing import TYPE_CHECKING, Any, cast
 
 from smallpond_mpi.common import (
@@ -23,6 +21,7 @@ from smallpond_mpi.common import (
 )
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.model import TaskRuntimeId, WorkStatus
+from smallpond_mpi.execution.task.attributes import DECLARED, is_plain
 from smallpond_mpi.execution.task.deps import DependantKeys, Dependencies
 from smallpond_mpi.execution.task.measured import Measured
 from smallpond_mpi.execution.task.metrics import AttemptMetrics
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from smallpond_mpi.logical.dataset import DataSet
 
 OUTPUT_NAME = re.compile(r"[a-zA-Z0-9_]+")
-PLAIN = (bool, str, int, float, type(None), bytes, bytearray, range, Number)
 
 
 class Task(Measured):
@@ -431,65 +429,6 @@ class Task(Measured):
     def ray_marker_path(self) -> str:
         """An empty file: there when this attempt was started on Ray."""
         return os.path.join(self.ctx.started_task_dir, f"{self.node_id}.{self.key}.{self.retry_count}")
-
-
-DECLARED = frozenset(
-    {
-        *(
-            "ctx",
-            "id",
-            "node_id",
-            "location",
-            "output_name",
-            "output_root",
-            "dataset",
-            "status",
-            "exception",
-            "start_time",
-            "finish_time",
-        ),
-        *(
-            "retry_count",
-            "fail_count",
-            "sched_epoch",
-            "exec_id",
-            "runtime_state",
-            "timeout_secs",
-            "isolated",
-            "_partition_infos",
-        ),
-        *(
-            "_cpu_limit",
-            "_gpu_limit",
-            "_memory_limit",
-            "_cpu_boost",
-            "_memory_boost",
-            "_deps",
-            "_groups",
-            "_perf_metrics",
-            "_ray_ref",
-        ),
-        *("_granted_gpus", "_granted_numa_node", "_temp_output", "_input_keys", "_num_tasks_created"),
-        *("_output_files", "_output_dir", "_has_written", "times_forgotten"),
-    }
-)
-"""Attributes that belong to every task: the rest is what subclasses added."""
-
-
-def is_plain(value: object) -> bool:
-    """Whether a value is plain data all through: bool, str, int, float, None, or a dict or iterable of them.
-
-    Of the library's own types: a class of the user's, be it derived from int or dict, would have to be unpickled on rank 0.
-    """
-    if type(value).__module__ not in ("builtins", "collections", "numpy"):
-        return False
-    if isinstance(value, PLAIN):
-        return True
-    if isinstance(value, dict):
-        if getattr(value, "default_factory", None) not in (None, bool, str, int, float, list, dict, set):
-            return False
-        return all(is_plain(key) and is_plain(item) for key, item in value.items())
-    return isinstance(value, (list, tuple, set, frozenset, deque)) and all(map(is_plain, value))
 
 
 def files_below(directory: str) -> list[str]:

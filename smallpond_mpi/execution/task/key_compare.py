@@ -15,7 +15,7 @@ from smallpond_mpi.common import InvalidArgument, InvalidQuery
 from smallpond_mpi.execution.task.engine import connect, translate_duckdb
 from smallpond_mpi.execution.task.partition_key import TEXTS
 from smallpond_mpi.execution.task.sort_key import InputKeys, SortKey
-from smallpond_mpi.io.arrow import durations_as_numbers
+from smallpond_mpi.io.arrow_types import durations_as_numbers
 from smallpond_mpi.logical.dataset.quoting import quote_name
 
 POINTS = "__split_points"

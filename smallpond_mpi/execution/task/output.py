@@ -1,6 +1,5 @@
 """Parquet output of tasks, and what is known of inputs: every file tells where it comes from, and what is in it travels with the dataset."""
 
-import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,10 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from smallpond_mpi.common import DEFAULT_ROW_GROUP_SIZE, DataRootUnusable, InvalidArgument, SmallpondError
+from smallpond_mpi.execution.failures import DISK_ERRORS
 from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin, struct_literal
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.execution.workqueue import end_copies
-from smallpond_mpi.io.arrow import dump_to_parquet_files, durations_in_micros
+from smallpond_mpi.io.arrow import dump_to_parquet_files
+from smallpond_mpi.io.arrow_types import durations_in_micros
 from smallpond_mpi.io.parquet import FileFacts, read_footer
 from smallpond_mpi.logical.dataset import ParquetDataSet
 from smallpond_mpi.logical.dataset.quoting import quote_text
@@ -39,7 +40,7 @@ def write_errors_told() -> Iterator[None]:
             raise
         raise InvalidArgument(f"Parquet can't hold the output: {error}; give the column another type") from error
     except OSError as error:
-        if isinstance(error, SmallpondError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if isinstance(error, SmallpondError) or error.errno not in DISK_ERRORS:
             raise
         raise DataRootUnusable(error.errno, f"can't write output: {error}") from error
 

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from smallpond_mpi.common import MB
-from smallpond_mpi.io.arrow import from_numpy, type_within
+from smallpond_mpi.io.arrow import from_numpy
+from smallpond_mpi.io.arrow_types import type_within
 
 SAMPLE_ROWS = 4096
 SAMPLE_BYTES = 1 * MB

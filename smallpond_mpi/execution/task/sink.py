@@ -119,11 +119,6 @@ class DataSinkTask(Task):
         return self.mode in ("append", "error")
 
     @property
-    def manifest_path(self) -> str:
-        """The list of the files in it, one absolute path a line."""
-        return os.path.join(self.output_path, self.manifest_filename)
-
-    @property
     def allow_speculative_exec(self) -> bool:
         return False
 
@@ -303,7 +298,7 @@ class DataSinkTask(Task):
 
     def _check_schemas(self, collected: "Sequence[DataSet]") -> None:
         """Raise SchemaMismatch if the files of all partitions can't be read as one table."""
-        from smallpond_mpi.io.arrow import UNION_ADVICE, unify
+        from smallpond_mpi.io.arrow_types import UNION_ADVICE, unify
         from smallpond_mpi.io.parquet import map_in_threads, open_parquet
         from smallpond_mpi.logical.dataset import ParquetDataSet
 

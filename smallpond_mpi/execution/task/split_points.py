@@ -19,7 +19,8 @@ from smallpond_mpi.execution.task.output import copy_to_parquet, is_unknown, not
 from smallpond_mpi.execution.task.partition import Inputs
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.execution.task.sort_key import InputKeys, SortKey
-from smallpond_mpi.io.arrow import concat, durations_as_numbers, read_range, schema_of
+from smallpond_mpi.io.arrow import read_range, schema_of
+from smallpond_mpi.io.arrow_types import concat, durations_as_numbers
 from smallpond_mpi.logical.dataset import DataSet, ParquetDataSet
 from smallpond_mpi.logical.dataset.sampling import row_groups_at, sampled_ranges
 

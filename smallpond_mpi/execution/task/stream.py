@@ -15,30 +15,16 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from smallpond_mpi.common import (
-    DEFAULT_BATCH_SIZE,
-    DEFAULT_ROW_GROUP_SIZE,
-    MAX_PARQUET_FILE_BYTES,
-    InvalidArgument,
-    SchemaMismatch,
-)
+from smallpond_mpi.common import DEFAULT_BATCH_SIZE, DEFAULT_ROW_GROUP_SIZE, InvalidArgument
 from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.task.compute import frame_to_table, wrong_return
 from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin
-from smallpond_mpi.execution.task.output import (
-    input_facts,
-    is_unknown,
-    nothing_of,
-    parquet_options,
-    write_errors_told,
-    written_dataset,
-)
+from smallpond_mpi.execution.task.output import input_facts, is_unknown, nothing_of, write_errors_told, written_dataset
 from smallpond_mpi.execution.task.partition import Inputs
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
+from smallpond_mpi.execution.task.stream_writer import StreamWriter
 from smallpond_mpi.execution.workqueue import end_copies
-from smallpond_mpi.io.arrow import CODECS_WITH_LEVELS, durations_in_micros, facts_of_written
 from smallpond_mpi.io.filesystem import link_or_copy
 from smallpond_mpi.io.parquet import FileFacts
 from smallpond_mpi.logical.dataset import ParquetDataSet
@@ -274,7 +260,7 @@ class ArrowStreamTask(ExecSqlQueryMixin):
         self.perf_metrics["num output rows"] = sum(file.num_rows for file in files)
         self.dataset = written_dataset(self, files)
 
-    def _checkpoint(self, writer: "StreamWriter", batch_indices: Sequence[int]) -> None:
+    def _checkpoint(self, writer: StreamWriter, batch_indices: Sequence[int]) -> None:
         kept = []
         os.makedirs(self._checkpoint_dir, exist_ok=True)
         for file in writer.end_file():
@@ -303,87 +289,6 @@ class ArrowStreamTask(ExecSqlQueryMixin):
             link_or_copy(file.path, path)
             taken.append(replace(file, path=path))
         return replace(state, files=tuple(taken))
-
-
-class StreamWriter:
-    """Writes tables of one schema as Parquet files `{output_filename}-{i}.parquet`, a row group when there are rows enough for one."""
-
-    def __init__(self, task: ArrowStreamTask, files: Iterable[FileFacts]) -> None:
-        self._task = task
-        self._files = list(files)
-        self._schema: pa.Schema | None = pq.read_schema(self._files[0].path) if self._files else None
-        self._held: list[pa.Table] = []
-        self._path = ""
-        self._writer: pq.ParquetWriter | None = None
-        self._metadata: list[pq.FileMetaData] = []
-        self._written_bytes = 0
-
-    def write(self, table: pa.Table) -> None:
-        """Add rows.
-
-        Raises:
-            SchemaMismatch: they are not of the schema of those before.
-        """
-        if not table.num_columns and not table.num_rows:
-            return  # an input without rows, of which nothing says what would be made of it
-        table = durations_in_micros(table)
-        if self._schema is None:
-            metadata = {**(table.schema.metadata or {}), **self._task.parquet_kv_metadata_bytes()}
-            self._schema = table.schema.with_metadata(metadata)
-        if not table.schema.equals(self._schema, check_metadata=False):
-            raise SchemaMismatch(
-                f"the output of a batch has another schema than the one before:\n{table.schema.remove_metadata()}\n"
-                f"and before:\n{self._schema.remove_metadata()}\n"
-                "return the same columns, with the same types, for every batch"
-            )
-        self._held.append(table)
-        rows, size = sum(held.num_rows for held in self._held), sum(held.nbytes for held in self._held)
-        if rows >= self._task.adjust_row_group_size(size, rows):
-            self._flush()
-
-    def _flush(self) -> None:
-        table = pa.concat_tables(self._held)
-        self._held = []
-        if self._writer is None:
-            self._path = os.path.join(
-                self._task.runtime_output_abspath, f"{self._task.output_filename}-{len(self._files)}.parquet"
-            )
-            options = parquet_options(self._task)
-            if options["compression"].upper() not in CODECS_WITH_LEVELS:
-                options.pop("compression_level")
-            self._metadata = []
-            self._writer = pq.ParquetWriter(self._path, self._schema, metadata_collector=self._metadata, **options)
-            self._written_bytes = 0
-        self._writer.write_table(table.cast(self._schema), row_group_size=self._task.parquet_row_group_size)
-        self._written_bytes += table.nbytes
-        if self._written_bytes >= MAX_PARQUET_FILE_BYTES:
-            self._end()
-
-    def _end(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-            self._files.append(facts_of_written(self._path, self._metadata[0]))
-
-    def end_file(self) -> list[FileFacts]:
-        """Write out what is held and end the file; returns all files so far."""
-        if any(held.num_rows for held in self._held):
-            self._flush()
-        self._end()
-        return self._files
-
-    def close(self) -> list[FileFacts]:
-        """End the last file; an output without rows is a file without rows, if its schema is known."""
-        if self._held and (not self._files or any(held.num_rows for held in self._held)):
-            self._flush()
-        self._end()
-        return self._files
-
-    def abandon(self) -> None:
-        """Close what an error has left open; nobody will read it."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
 
 
 def exact_batches(batches: Iterable[pa.RecordBatch], batch_size: int) -> Iterator[pa.RecordBatch]:

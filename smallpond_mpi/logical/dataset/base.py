@@ -19,7 +19,7 @@ import pyarrow as pa
 from fsspec import AbstractFileSystem
 
 from smallpond_mpi.common import DEFAULT_BATCH_SIZE, InvalidArgument, split_into_rows
-from smallpond_mpi.io.arrow import cast_columns_to_large_string, convert_types_to_large_string
+from smallpond_mpi.io.arrow_types import cast_columns_to_large_string, convert_types_to_large_string
 from smallpond_mpi.io.memory import duckdb_limits
 from smallpond_mpi.io.parquet import map_in_threads, moved_path, pack_paths, unpack_paths
 from smallpond_mpi.io.resolve import absolute, files_in, has_magic, is_url, resolve

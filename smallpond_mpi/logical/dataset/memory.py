@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import duckdb
@@ -11,7 +10,7 @@ import pyarrow as pa
 from fsspec import AbstractFileSystem
 
 from smallpond_mpi.common import DEFAULT_BATCH_SIZE, ColumnNotFound, InvalidArgument
-from smallpond_mpi.io.arrow import unify
+from smallpond_mpi.io.arrow_types import unify
 from smallpond_mpi.logical.dataset.base import DataSet, check_batch_size, check_npartition, merge_datasets, merge_udfs
 from smallpond_mpi.logical.dataset.quoting import quote_name, quote_names
 
@@ -21,21 +20,13 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound="InMemoryDataSet")
 
 _numbers = itertools.count()
-_registered: "weakref.WeakKeyDictionary[duckdb.DuckDBPyConnection, list[str]]" = weakref.WeakKeyDictionary()
 
 
 def register(conn: duckdb.DuckDBPyConnection, rows: Any, kind: str) -> str:
     """Make Arrow data a view of a connection; returns the view's name, which nothing else has."""
     name = f"__{kind}_{os.getpid()}_{next(_numbers)}"
     conn.register(name, rows)
-    _registered.setdefault(conn, []).append(name)
     return name
-
-
-def unregister_all(conn: duckdb.DuckDBPyConnection) -> None:
-    """Let a connection forget the data that datasets made views of: for connections that outlive a task."""
-    for name in _registered.pop(conn, []):
-        conn.unregister(name)
 
 
 class InMemoryDataSet(DataSet):

@@ -19,7 +19,8 @@ from smallpond_mpi.common import (
     InvalidArgument,
     get_nth_partition,
 )
-from smallpond_mpi.io.arrow import batch_reader, dump_to_parquet_files, load_ranges, schema_of, unify
+from smallpond_mpi.io.arrow import batch_reader, dump_to_parquet_files, load_ranges, schema_of
+from smallpond_mpi.io.arrow_types import unify
 from smallpond_mpi.io.parquet import (
     UNKNOWN,
     FileFacts,

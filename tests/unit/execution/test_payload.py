@@ -17,14 +17,9 @@ import pytest
 from smallpond_mpi.common import CannotPickle, DataRootUnusable, InvalidArgument, OutOfMemory, TaskFailed
 from smallpond_mpi.execution import payload
 from smallpond_mpi.execution.context import JobId, RuntimeContext
+from smallpond_mpi.execution.failures import exception_of
 from smallpond_mpi.execution.model import Capacity, Failure, FailureKind, Grant, TaskRuntimeId, WorkStatus
-from smallpond_mpi.execution.payload import (
-    Packed,
-    Packer,
-    Performer,
-    exception_of,
-    merge_state,
-)
+from smallpond_mpi.execution.payload import Packed, Packer, Performer, merge_state
 from smallpond_mpi.execution.protocol import RunTask, Welcome
 from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
@@ -63,7 +58,7 @@ def ctx(tmp_path: Path) -> RuntimeContext:
 
 
 def performer(ctx: RuntimeContext) -> Performer:
-    welcome = Welcome(3, cloudpickle.dumps(ctx, protocol=5), "", "", 1.0)
+    welcome = Welcome(3, cloudpickle.dumps(ctx, protocol=5), "", 1.0)
     return Performer(welcome, 2, "host")
 
 

@@ -353,7 +353,7 @@ def grants(draw: st.DrawFn, number: int) -> RunTask:
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data(), st.integers(0, 1 << 32))
 def test_every_attempt_ends_once_whatever_children_do(data: st.DataObject, seed: int) -> None:
     world = World(capacity(4, gpus=2), Random(seed))
@@ -375,7 +375,7 @@ def test_every_attempt_ends_once_whatever_children_do(data: st.DataObject, seed:
     assert len(counts) == len(set(counts)), "an attempt was begun twice"
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 1 << 32))
 def test_reset_and_a_new_job_forget_everything(seed: int) -> None:
     world = World(capacity(4, gpus=2), Random(seed))
@@ -383,7 +383,7 @@ def test_reset_and_a_new_job_forget_everything(seed: int) -> None:
         world.feed(*[run(round * 100 + n, world.random.randrange(4)) for n in range(1, 10)])
         for _ in range(world.random.randint(0, 30)):
             world.random_step()
-        world.feed(world.random.choice([Reset(), Welcome(round, b"", "log", "tmp", 1e9)]))
+        world.feed(world.random.choice([Reset(), Welcome(round, b"", "log", 1e9)]))
     known = set(world.ends)
     world.settle()
     assert set(world.ends) == known

@@ -80,7 +80,7 @@ class World:
         self.joins = 0
         self.beats = 0
         self.has_left = False
-        self.feed(Welcome(0, b"", "log", "tmp", heartbeat_secs))
+        self.feed(Welcome(0, b"", "log", heartbeat_secs))
 
     def feed(self, *events: Event) -> None:
         waiting = list(events)

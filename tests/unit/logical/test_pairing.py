@@ -109,7 +109,7 @@ def plans(draw: st.DrawFn) -> Node:
     return nodes[-1]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(plans())
 def test_any_plan_is_planned_as_its_nodes_say_or_refused_with_the_place(node: Node) -> None:
 

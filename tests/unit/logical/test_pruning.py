@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from smallpond_mpi.logical import relational
+from smallpond_mpi.logical import joins
 from smallpond_mpi.logical.dataset import ParquetDataSet
 from smallpond_mpi.logical.node import (
     ArrowComputeNode,
@@ -22,7 +22,8 @@ from smallpond_mpi.logical.node import (
 from smallpond_mpi.logical.node.base import topological
 from smallpond_mpi.logical.node.keyed import KeyedSqlNode
 from smallpond_mpi.logical.pruning import pruned
-from smallpond_mpi.logical.schema import columns_read, schema_of
+from smallpond_mpi.logical.query_columns import columns_read
+from smallpond_mpi.logical.schema import schema_of
 from tests.unit.logical.plan_builders import sql
 
 Source = Callable[..., DataSourceNode]
@@ -51,7 +52,7 @@ def columns(node: Node) -> list[str]:
 
 def test_only_what_is_read_comes_out_of_files_and_joins(ctx: Context, source: Source) -> None:
     left, right = source("left", "k", "a", "b", "c"), source("right", "k", "x", "y")
-    join = relational.joined(left, right, "k", "inner", "_right", {})
+    join = joins.joined(left, right, "k", "inner", "_right", {})
     root = sql(ctx, join, query="SELECT a, x FROM {0} WHERE x > 1")
     made = made_of(root)
     (narrow,) = made.input_deps

@@ -35,7 +35,7 @@ blobs = st.lists(
     common=st.sampled_from([b"", b"https://", b"x" * 21, b"x" * 505, b"x" * 600]),
     cut=st.integers(0, 3),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_search_of_blobs_is_that_of_lists(keys: list[bytes], points: list[bytes], common: bytes, cut: int) -> None:
     # No key is the beginning of another, as create_sort_key promises: an escape for zero and a terminator make it so.
     def code(blob: bytes) -> bytes:
@@ -187,7 +187,7 @@ def test_more_than_fits_is_written_in_batches(ctx, parquet) -> None:
 
 
 @drawn(st.lists(st.integers(1, 1000), max_size=60), st.integers(1, 20))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_chosen_points_leave_no_partition_far_too_large(counts: list[int], npartitions: int) -> None:
     points = choose_points(counts, npartitions)
     assert len(points) < npartitions

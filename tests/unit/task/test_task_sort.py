@@ -24,7 +24,7 @@ blobs = st.lists(st.binary(max_size=20) | st.sampled_from([b"", b"aaaaaaaa", b"a
 
 
 @drawn(blobs, st.sampled_from([b"", b"https://", b"x" * 21, b"x" * 505, b"x" * 600]), st.integers(0, 3))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_order_of_blobs_is_that_of_a_list(keys: list[bytes], common: bytes, cut: int) -> None:
     # as create_sort_key: none is the beginning of another
     coded = [common + key.replace(b"\1", b"\1\2").replace(b"\0", b"\1\1") + b"\0" for key in keys]
@@ -94,7 +94,7 @@ few_rows = st.lists(st.tuples(st.integers(0, 5), texts, st.none() | st.binary(ma
 
 
 @drawn(st.lists(few_rows, min_size=1, max_size=3))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_texts_and_blobs_of_several_files_stay_with_their_rows(tmp_path_factory, files) -> None:
     place = tmp_path_factory.mktemp("texts")
     context = RuntimeContext(JobId.new(), dt.datetime(2026, 1, 1), str(place / "root"), random_seed=7)

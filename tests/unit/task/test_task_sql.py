@@ -183,12 +183,12 @@ def test_missing_input_file_is_named(ctx) -> None:
 
 
 def test_too_little_memory_is_out_of_memory_unless_it_may_spill(ctx) -> None:
-    query = "select a, count(*) n from (select range % 500_000 as a from range(2_000_000)) group by a order by a"
-    task = sql(ctx, query, memory_limit=24_000_000)
+    query = "select a, count(*) n from (select range % {groups} as a from range(4_000_000)) group by a order by a"
+    task = sql(ctx, query.replace("{groups}", "4_000_000"), memory_limit=24_000_000)  # keys and counts alone are 64 MB
     attempt(task)
     assert isinstance(task.exception, OutOfMemory)
     assert task.oom()
-    spilling = sql(ctx, query, memory_limit=64_000_000, enable_temp_directory=True)
+    spilling = sql(ctx, query.replace("{groups}", "500_000"), memory_limit=64_000_000, enable_temp_directory=True)
     assert run(spilling).num_rows == 500_000
 
 
@@ -263,10 +263,11 @@ def test_functions_of_the_user_are_bound_and_their_errors_are_not_the_querys(ctx
 
 def test_what_ran_out_of_memory_spills_when_it_is_tried_again(ctx, parquet) -> None:
     query = "select count(*) n from (select distinct range + a as x from {0}, range(3_000_000))"
-    first = sql(ctx, query, parquet({"a": [1]}), memory_limit=80_000_000)
+    # DuckDB 2.0.1 fails, spilling or not, where its hash table fits and twice the table doesn't (70 to 76 and 125 to 140 MiB here).
+    first = sql(ctx, query, parquet({"a": [1]}), memory_limit=48_000_000)
     attempt(first)
     assert isinstance(first.exception, OutOfMemory)
-    second = sql(ctx, query, parquet({"a": [1]}), memory_limit=80_000_000)
+    second = sql(ctx, query, parquet({"a": [1]}), memory_limit=48_000_000)
     second.retry_count = 1
     assert values(run(second), "n") == [3_000_000]
 
