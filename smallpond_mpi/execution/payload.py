@@ -176,6 +176,10 @@ class Packer:
             ((siblings.digest, siblings.content),),
         )
 
+    def forget(self) -> None:
+        """Keep nothing of the tasks packed so far."""
+        self._siblings.clear()
+
     def _siblings_of(self, task: Task) -> _Siblings:
         group = (type(task), task.node_id, task.times_forgotten)
         siblings = self._siblings.get(group)

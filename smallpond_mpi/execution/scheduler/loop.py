@@ -41,6 +41,7 @@ from smallpond_mpi.execution.protocol import (
     Broken,
     Checkpoint,
     Ended,
+    Forget,
     Heard,
     Joined,
     Message,
@@ -214,11 +215,20 @@ class SchedulerLoop:
             self._observer.finished(None if finished is None else finished.reason, self._clock())
             for task in intake.tasks:
                 self._tasks.pop(task.id, None)
+        self._forget_siblings()
         self._sweep_outputs()
         if finished.failed is not None:
             raise self._story_of(finished.failed, finished.reason, {task.id: task for task in intake.tasks})
         if self._asked_to_stop is not None and not all(task.is_done for task in intake.tasks):
             raise JobStopped(self._asked_to_stop)
+
+    def _forget_siblings(self) -> None:
+        """What tasks of a node share may hold much (a function's closure), and a session has no end of runs."""
+        self._packer.forget()
+        for rank, sent in self._blobs_sent.items():
+            if sent:
+                sent.clear()
+                self._say(rank, Forget())
 
     def _count_what_we_hold(self) -> None:
         """Grant nothing that this process holds itself: tables of the script, a large plan. Only while no task runs here."""
