@@ -51,6 +51,9 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 MAX_INLINE_BYTES = 64 * MB
 """What is larger goes by file, with its path in the message."""
 
+MAX_TEXT = 32_000
+"""Characters of what is told of an exception."""
+
 _MISSING = object()
 _SIMPLE = frozenset({int, str, float, bool, bytes, type(None), TaskId})
 # Attributes that a payload never carries: they belong to rank 0, to the attempt (in the header), or are made anew in the child.
@@ -461,7 +464,15 @@ def traceback_of_user(error: BaseException) -> str:
         theirs = next((index for index, frame in enumerate(one.stack) if not frame.filename.startswith(PACKAGE_DIR)), 0)
         del one.stack[:theirs]
         stack += [one.__cause__, one.__context__, *(one.exceptions or ())]
-    return "".join(shown.format())
+    return _shortened("".join(shown.format()))
+
+
+def _shortened(text: str) -> str:
+    """Without its middle, if it is long: rank 0 keeps what every failed attempt said, and shows the last of it to the user."""
+    left_out = len(text) - MAX_TEXT
+    if left_out <= 0:
+        return text
+    return f"{text[: MAX_TEXT // 2]}\n[{left_out:,} characters left out]\n{text[-MAX_TEXT // 2 :]}"
 
 
 def _load(data: bytes | str) -> Any:
@@ -503,7 +514,7 @@ def _is_limited() -> bool:
 
 def _message_of(error: BaseException) -> str:
     try:
-        return str(error)
+        return _shortened(str(error))
     except Exception:  # noqa: BLE001 - a user's __str__ that raises must not hide the failure
         return f"<{type(error).__name__} whose str() raises>"
 

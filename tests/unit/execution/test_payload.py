@@ -335,6 +335,19 @@ def test_failures_come_back_as_data(ctx: RuntimeContext, raised: Any, kind: Fail
     assert task.status is WorkStatus.CRASHED
 
 
+def test_of_a_very_long_message_both_ends_come_back(ctx: RuntimeContext) -> None:
+    def fail(task: Task) -> None:
+        raise ValueError("the begin" + "x" * 1_000_000 + "the end")
+
+    failure = there_and_back(ctx, Work(ctx, [], 0, fail))
+    assert failure is not None
+    for text in (failure.message, failure.traceback):
+        assert len(text) < 2 * payload.MAX_TEXT
+        assert "the begin" in text
+        assert "characters left out]" in text
+        assert "the end" in text
+
+
 def test_what_a_failed_attempt_wrote_goes(ctx: RuntimeContext) -> None:
     def write_and_fail(task: Task) -> None:
         Path(task.runtime_output_abspath, "half").write_text("x")
