@@ -26,6 +26,8 @@ from smallpond_mpi.execution.task.base import Task
 PACKAGE_DIR = os.path.join(os.path.dirname(os.path.abspath(common.__file__)), "")
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """No room, or not allowed: what the user can mend, and a retry can't."""
+MAX_TEXT = 32_000
+"""Characters of what is told of an exception."""
 
 
 def failure_of(task: Task, host: str, rank: int) -> Failure:
@@ -64,7 +66,7 @@ def _passed_user_code(error: BaseException) -> bool:
 
 def failure_from(error: BaseException, host: str, rank: int) -> Failure:
     """What an exception says, as data."""
-    return Failure(kind_of(error), type(error).__name__, _message_of(error), traceback_of_user(error), "", host, rank)
+    return Failure(kind_of(error), type(error).__name__, message_of(error), traceback_of_user(error), "", host, rank)
 
 
 def traceback_of_user(error: BaseException) -> str:
@@ -80,7 +82,15 @@ def traceback_of_user(error: BaseException) -> str:
         theirs = next((index for index, frame in enumerate(one.stack) if not frame.filename.startswith(PACKAGE_DIR)), 0)
         del one.stack[:theirs]
         stack += [one.__cause__, one.__context__, *(one.exceptions or ())]
-    return "".join(shown.format())
+    return _shortened("".join(shown.format()))
+
+
+def _shortened(text: str) -> str:
+    """Without its middle, if it is long: rank 0 keeps what every failed attempt said, and shows the last of it to the user."""
+    left_out = len(text) - MAX_TEXT
+    if left_out <= 0:
+        return text
+    return f"{text[: MAX_TEXT // 2]}\n[{left_out:,} characters left out]\n{text[-MAX_TEXT // 2 :]}"
 
 
 def kind_of(error: BaseException) -> FailureKind:
@@ -108,9 +118,10 @@ def _is_limited() -> bool:
     return resource.getrlimit(resource.RLIMIT_DATA)[0] != resource.RLIM_INFINITY
 
 
-def _message_of(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
+    """What an exception says, without its middle if it is long."""
     try:
-        return str(error)
+        return _shortened(str(error))
     except Exception:  # noqa: BLE001 - a user's __str__ that raises must not hide the failure
         return f"<{type(error).__name__} whose str() raises>"
 

@@ -350,13 +350,19 @@ def _context_of(config: Config) -> RuntimeContext:
 
 def sweep_staging(root: str, job_id: str) -> None:
     """Remove what attempts of this job left in the staging directory of a user's output path ({root}/{name}/{job_id}.{attempt})."""
-    if not os.path.isdir(root):
-        return
-    for name in os.listdir(root):
-        for attempt in os.listdir(os.path.join(root, name)):
+    for name in _names_in(root):
+        for attempt in _names_in(os.path.join(root, name)):
             if attempt.startswith(job_id):
                 remove_staging(os.path.join(root, name, attempt))
         with contextlib.suppress(OSError):  # another job's attempts are there too, or it is gone already
             os.rmdir(os.path.join(root, name))
     with contextlib.suppress(OSError):  # another job's staging is there too
         os.rmdir(root)
+
+
+def _names_in(directory: str) -> list[str]:
+    """None where there is no directory (any more): others sweep what is theirs at the same time."""
+    try:
+        return os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []

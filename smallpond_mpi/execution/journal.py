@@ -8,6 +8,7 @@ machine takes with it is computed again. A file is claimed by exclusive creation
 successor's epoch; it finds the newer file at its next sync and stops.
 """
 
+import contextlib
 import os
 import pickle
 import struct
@@ -186,7 +187,8 @@ class Journal:
             while data:
                 data = data[os.write(self._fd, data) :]
         except OSError as error:
-            os.ftruncate(self._fd, self._size)
+            with contextlib.suppress(OSError):  # a file system that has become read-only takes no cut either
+                os.ftruncate(self._fd, self._size)
             raise self._unusable(error) from None
         self._size += len(content)
 

@@ -27,11 +27,11 @@ from smallpond_mpi.common import (
 )
 from smallpond_mpi.config import LEVELS
 from smallpond_mpi.execution.context import RuntimeContext
-from smallpond_mpi.execution.failures import exception_of, failure_from, failure_of
+from smallpond_mpi.execution.failures import exception_of, failure_from, failure_of, message_of
 from smallpond_mpi.execution.model import Capacity, Failure, FailureKind, Grant, TaskId, TaskRuntimeId, WorkStatus
 from smallpond_mpi.execution.protocol import RunTask, Welcome
 from smallpond_mpi.execution.slots import usable_memory
-from smallpond_mpi.execution.task.attributes import NOT_PAYLOAD, NOT_STATE
+from smallpond_mpi.execution.task.attributes import DECLARED, NOT_PAYLOAD, NOT_STATE, OUTPUT, is_plain
 from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.execution.workqueue import WorkQueue
@@ -130,6 +130,10 @@ class Packer:
             pickle.dumps(self._spill(data, f"{attempt}.payload"), protocol=5) if len(data) > MAX_INLINE_BYTES else data,
             ((siblings.digest, siblings.content),),
         )
+
+    def forget(self) -> None:
+        """Keep nothing of the tasks packed so far."""
+        self._siblings.clear()
 
     def _siblings_of(self, task: Task) -> _Siblings:
         group = (type(task), task.node_id, task.times_forgotten)
@@ -240,7 +244,7 @@ class Performer:
         verdict = None if task.status is WorkStatus.SUCCEED else failure_of(task, self._host, self._rank)
         if verdict is not None:
             _remove_output(task)
-        return self._state_of(task, before, verdict), verdict
+        return self._outcome(task, before, verdict)
 
     def _make(self, run: RunTask, blobs: Mapping[bytes, bytes]) -> Task:
         retry_count, fail_count, rank_resources, num_tasks_created, datasets, runtime_state = pickle.loads(run.header)
@@ -283,30 +287,60 @@ class Performer:
         task._granted_gpus = tuple((visible, quota) for visible, (_, quota) in enumerate(grant.gpus))
         task._granted_numa_node = grant.numa_node
 
-    def _state_of(self, task: Task, before: dict[str, Any], failure: Failure | None) -> bytes:
-        """What changed since the attempt began, without what rank 0 has no use for."""
+    def _outcome(self, task: Task, before: dict[str, Any], failure: Failure | None) -> tuple[bytes, Failure | None]:
+        """What changed since the attempt began, without what rank 0 has no use for; and why it failed, if only because its output can't travel."""
         try:
             task.clean_complex_attrs()
-            state = {
-                name: value
-                for name, value in task.__dict__.items()
-                if name not in NOT_STATE
-                and (before.get(name, _MISSING) is not value or isinstance(value, (list, dict, set)))
-            }
-            state["exec_id"] = task.exec_id
-            if task._memory_boost != 1:
-                state |= {"_memory_limit": task._memory_limit, "_memory_boost": task._memory_boost}
+            state = self._changed(task, before)
             if failure is not None:
                 state["exception"] = exception_of(failure)
-            return (
-                cloudpickle.dumps(state, protocol=5)
-                if "dataset" in state or "runtime_state" in state
-                else pickle.dumps(state, protocol=5)
-            )
-        except Exception as error:  # noqa: BLE001 - an attribute of the user's can't be pickled: what the engine needs goes back
-            state = {"status": task.status, "start_time": task.start_time, "finish_time": task.finish_time}
-            state["exception"] = exception_of(failure or failure_from(error, self._host, self._rank))
-            return pickle.dumps(state, protocol=5)
+            return _pickled_state(state), failure
+        except Exception:  # noqa: BLE001 - an attribute of the user's can't be pickled, or is no end of itself: the others go back
+            state = self._changed(task, before)
+        travels: dict[str, Any] = {}
+        for name, value in state.items():
+            error = _why_it_stays(name, value)
+            if error is None:
+                travels[name] = value
+            elif name in OUTPUT and failure is None:  # without it the task would seem to have no rows
+                failure = failure_from(error, self._host, self._rank)
+                task.status = WorkStatus.CRASHED
+                _remove_output(task)
+        travels["status"] = task.status
+        if failure is not None:
+            travels["exception"] = exception_of(failure)
+        return _pickled_state(travels), failure
+
+    @staticmethod
+    def _changed(task: Task, before: dict[str, Any]) -> dict[str, Any]:
+        state = {
+            name: value
+            for name, value in task.__dict__.items()
+            if name not in NOT_STATE
+            and (before.get(name, _MISSING) is not value or isinstance(value, (list, dict, set)))
+        }
+        state["exec_id"] = task.exec_id
+        if task._memory_boost != 1:
+            state |= {"_memory_limit": task._memory_limit, "_memory_boost": task._memory_boost}
+        return state
+
+
+def _pickled_state(state: dict[str, Any]) -> bytes:
+    by_value = "dataset" in state or "runtime_state" in state
+    return cloudpickle.dumps(state, protocol=5) if by_value else pickle.dumps(state, protocol=5)
+
+
+def _why_it_stays(name: str, value: Any) -> Exception | None:
+    """Why an attribute of a task can't go back to rank 0; None if it can."""
+    try:
+        if name not in DECLARED and not is_plain(value):
+            raise TypeError("not plain data")
+        cloudpickle.dumps(value, protocol=5)
+    except MemoryError as error:
+        return error
+    except Exception as error:  # noqa: BLE001 - pickling runs the user's __reduce__ and __getstate__: anything can come out
+        return CannotPickle(f"its {name} can't be pickled: {type(error).__name__}: {message_of(error)}")
+    return None
 
 
 def raised_by(asked: int, granted: int) -> float:

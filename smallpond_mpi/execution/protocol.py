@@ -69,6 +69,11 @@ class RunTask(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Forget(Message):
+    """No attempt to come needs the blobs sent so far: the run is over. One that is needed again is sent again."""
+
+
+@dataclass(frozen=True, slots=True)
 class StopTask(Message):
     """End this attempt if it is here. An Ended with FailureKind.STOPPED follows only if it had not ended before."""
 

@@ -155,16 +155,18 @@ class WorkItem:
                 self._commit()
             else:
                 self.status = WorkStatus.FAILED
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - user code: whatever it raises is the attempt's end
+        except BaseException as error:  # noqa: BLE001 - user code: whatever it raises is the attempt's end
             self.status = WorkStatus.CRASHED
             self.exception = error
         try:
             self.cleanup()
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - as above
+        except BaseException as error:  # noqa: BLE001 - as above
             self.status = WorkStatus.CRASHED
             self.exception = self.exception or error
         self.exec_cq = None
         self.finish_time = time.time()
+        if isinstance(self.exception, KeyboardInterrupt):
+            raise self.exception  # whoever runs a task by hand wants out of more than the task
         return self.status
 
 

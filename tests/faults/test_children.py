@@ -18,6 +18,7 @@ from smallpond_mpi.execution.protocol import (
     Broken,
     Checkpoint,
     Ended,
+    Forget,
     Joined,
     Reset,
     RunTask,
@@ -324,6 +325,17 @@ def test_blobs_reach_the_child_once_and_stay(bench: Bench) -> None:
         task(3, "blob", b"d1", blobs=(b"d1",)),
     ]
     assert [result(ended) for ended in bench.run(*runs)] == [b"first", b"second", b"first"]
+
+
+def test_blobs_that_were_forgotten_are_sent_again(bench: Bench) -> None:
+    bench.send(Blob(b"d1", b"first"), Blob(b"d2", b"second"))
+    bench.run(task(1, "blob", b"d1", blobs=(b"d1",)))
+    bench.send(Forget(), Blob(b"d3", b"third"))
+    assert result(bench.run(task(2, "blob", b"d3", blobs=(b"d3",)))[0]) == b"third"
+    assert list(bench.executor._blobs) == [b"d3"]
+    bench.send(Blob(b"d1", b"first"), Blob(b"d2", b"second"))
+    ends = bench.run(task(3, "blob", b"d1", blobs=(b"d1",)), task(4, "blob", b"d2", blobs=(b"d2",)))
+    assert [result(ended) for ended in ends] == [b"first", b"second"]
 
 
 def test_checkpoints_come_before_the_end(bench: Bench) -> None:

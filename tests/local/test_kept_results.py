@@ -72,3 +72,20 @@ def test_a_job_that_is_started_again_keeps_them_too_unless_forced(place: Place) 
     assert place.run(script(place, first, again, crash)).told == [[40, 2], [40, 4]]
     # what was forced is kept as well: a job goes on where it was
     assert place.run(script(place, first, again)).told == [[40, 4], [40, 4]]
+
+
+def test_what_the_tasks_of_a_run_share_is_not_kept(tmp_path: Path) -> None:
+    """A function's closure may be large, and a script that iterates has a new one each time: rank 0 and every executor kept all of them."""
+    ran = Place(tmp_path).run("""
+        import smallpond_mpi
+        session = smallpond_mpi.init(progress="none")
+        loop = session._job.loop
+        frame = session.from_items(list(range(4)))
+        for number in range(3):
+            frame.map_batches(lambda table, weights=bytes([number]) * 100: table).count()
+            say(len(loop._packer._siblings))
+        loop._turn()
+        say(len(loop._executor._blobs))
+        say(frame.map_batches(lambda table: table).count())
+    """)
+    assert (ran.code, ran.told) == (0, [0, 0, 0, 0, 4]), ran.stderr

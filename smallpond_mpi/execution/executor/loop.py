@@ -59,6 +59,7 @@ from smallpond_mpi.execution.protocol import (
     Broken,
     Checkpoint,
     Ended,
+    Forget,
     Heard,
     Joined,
     Message,
@@ -223,8 +224,11 @@ class ExecutorLoop:
                 self._events.append(message)
             case Blob(digest):
                 self._blobs[digest] = message
+            case Forget():
+                self._blobs.clear()  # what still waits here was told to stop before, and is not sent to a child any more
             case Welcome():
                 self._events.append(message)
+                self._blobs.clear()
                 self._welcome = message
                 if self._log is not None:
                     self._log.close()

@@ -42,6 +42,7 @@ from smallpond_mpi.execution.protocol import (
     Broken,
     Checkpoint,
     Ended,
+    Forget,
     Heard,
     Joined,
     Message,
@@ -71,7 +72,7 @@ from smallpond_mpi.execution.scheduler.outputs import NamedOutputs
 from smallpond_mpi.execution.scheduler.story import error_of
 from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.task.publish import remove_staging
-from smallpond_mpi.execution.transport import PeerGone, Received, Transport, nap_secs
+from smallpond_mpi.execution.transport import PeerGone, Transport, nap_secs
 from smallpond_mpi.faults import fault_point
 from smallpond_mpi.platform.binding import OWN_BYTES
 from smallpond_mpi.platform.process import unreclaimable_bytes
@@ -119,7 +120,11 @@ class SchedulerLoop:
         self._packer = Packer(ctx)
         self._lineage = Lineage()
         self._tasks: dict[int, Task] = {}
+        self._inbox: deque[tuple[Rank, Message] | PeerGone] = deque()
         self._events: deque[events.Event] = deque()
+        self._commands: deque[Command] = deque()
+        self._is_handling = False
+        self._is_deciding = False
         self._outbox: dict[Rank, list[Message]] = {}
         self._capacities: dict[Rank, Capacity] = {}
         self._hosts: dict[Rank, str] = {}
@@ -133,6 +138,7 @@ class SchedulerLoop:
         self.user_staging_roots: set[str] = set()
         self.sink_stagings: set[str] = set()
         self._finished: FinishJob | None = None
+        self._broken_off = ""  # by what error a run was, of which nobody knows any more how far it came
         self._asked_to_stop: str | None = None
         self._is_over = False  # ranks that join now wait for another job
         self._last_poll = clock()
@@ -166,8 +172,9 @@ class SchedulerLoop:
         Raises:
             BadInput: a task failed for what the user gave. JobFailed: it failed for another reason. JobStopped: as `drain` asked.
         """
-        if self._executor.finished:
-            raise JobFailed(f"this session can't run anything any more: {self._executor.reason or 'it was shut down'}")
+        if self._executor.finished or self._broken_off:
+            reason = self._broken_off or self._executor.reason or "it was shut down"
+            raise JobFailed(f"this session can't run anything any more: {reason}")
         intake = take_in(
             targets, self._restored, self._lineage, self._ctx.new_task_id, self._take_up, files_of_state_are_there
         )
@@ -196,7 +203,12 @@ class SchedulerLoop:
                     interrupts.raise_if_any()
             self._journal.flush(self._clock())
         except (KeyboardInterrupt, SystemExit):
+            if self._is_deciding:
+                self._broken_off = "it was interrupted within a decision"
             self.stop("interrupted")
+            raise
+        except BaseException as error:
+            self._broken_off = f"{type(error).__name__}: {error}"
             raise
         finally:
             gc.unfreeze()
@@ -204,11 +216,20 @@ class SchedulerLoop:
             self._observer.finished(None if finished is None else finished.reason, self._clock())
             for task in intake.tasks:
                 self._tasks.pop(task.id, None)
+        self._forget_siblings()
         self._sweep_outputs()
         if finished.failed is not None:
             raise self._story_of(finished.failed, finished.reason, {task.id: task for task in intake.tasks})
         if self._asked_to_stop is not None and not all(task.is_done for task in intake.tasks):
             raise JobStopped(self._asked_to_stop)
+
+    def _forget_siblings(self) -> None:
+        """What tasks of a node share may hold much (a function's closure), and a session has no end of runs."""
+        self._packer.forget()
+        for rank, sent in self._blobs_sent.items():
+            if sent:
+                sent.clear()
+                self._say(rank, Forget())
 
     def _count_what_we_hold(self) -> None:
         """Grant nothing that this process holds itself: tables of the script, a large plan. Only while no task runs here."""
@@ -239,6 +260,9 @@ class SchedulerLoop:
 
     def stop(self, reason: str) -> None:
         """End everything that runs, and come back when it has ended."""
+        if self._broken_off:
+            self._events.clear()
+            self._commands.clear()
         self._handle(events.StopRequested(reason))
         deadline = self._clock() + 5.0
         while self._finished is None and self._core.n_unfinished and self._clock() < deadline:
@@ -298,18 +322,22 @@ class SchedulerLoop:
             self._executor.step(0.0)
 
     def _receive(self) -> bool:
-        arrived = [*self._local.poll(), *(self._remote.poll() if self._remote is not None else ())]
-        for arrival in arrived:
-            match arrival:
-                case Received(source, frame):
-                    for message in decode(frame):
-                        self._on_message(source, message)
+        for arrival in [*self._local.poll(), *(self._remote.poll() if self._remote is not None else ())]:
+            if isinstance(arrival, PeerGone):
+                self._inbox.append(arrival)
+            else:
+                self._inbox.extend((arrival.source, message) for message in decode(arrival.frame))
+        came = bool(self._inbox)
+        while self._inbox:  # what an error leaves here is taken in next time
+            match self._inbox.popleft():
                 case PeerGone(peer, reason, has_left):
                     self._capacities.pop(peer, None)
                     self._lost.add(peer)
                     self._observer.rank_lost(peer, reason)
                     self._handle(events.RankLost(peer, reason, has_left))
-        return bool(arrived)
+                case (source, message):
+                    self._on_message(source, message)
+        return came
 
     def _on_message(self, rank: Rank, message: Message) -> None:
         if rank not in self._hosts and not isinstance(message, (Joined, Broken)):
@@ -379,15 +407,25 @@ class SchedulerLoop:
     # events and commands
 
     def _handle(self, event: events.Event) -> None:
-        """Give an event to the core and carry out what it says; what follows from that (RunHere) is handled in turn."""
-        queue = self._events
-        queue.append(event)
-        if len(queue) > 1:
+        """Give an event to the core and carry out what it says; what follows from that (RunHere) is handled in turn.
+
+        A command that was broken off (by a second Ctrl-C, say) is carried out anew, before all else: each can be, and the core counts on it.
+        """
+        self._events.append(event)
+        if self._is_handling:
             return  # a command is being carried out: its caller goes on with this event
-        while queue:
-            for command in self._core.handle(queue[0], self._clock()):
-                self._carry_out(command)
-            queue.popleft()
+        self._is_handling = True
+        try:
+            while self._commands or self._events:
+                while self._commands:
+                    self._carry_out(self._commands[0])
+                    self._commands.popleft()
+                if self._events:
+                    self._is_deciding = True
+                    self._commands.extend(self._core.handle(self._events.popleft(), self._clock()))
+                    self._is_deciding = False
+        finally:
+            self._is_handling = False
 
     def _carry_out(self, command: Command) -> None:
         match command:

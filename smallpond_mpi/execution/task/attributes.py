@@ -29,6 +29,9 @@ NOT_PAYLOAD = _names(
 NOT_STATE = _names("ctx id _deps _groups _input_keys input_datasets exec_cq _metrics _running exception")
 """What never comes back."""
 
+OUTPUT = _names("dataset _output_files _output_dir")
+"""What says what an attempt's output is."""
+
 
 def is_plain(value: object) -> bool:
     """Whether a value is plain data all through: bool, str, int, float, None, or a dict or iterable of them.

@@ -147,6 +147,18 @@ def test_a_full_disk_is_told_and_leaves_a_log_that_can_be_gone_on_with(
     assert list(read_records(paths.journal_of(0))) == [accepted(1), accepted(2), accepted(3)]
 
 
+def test_a_file_system_that_became_read_only_is_told(paths: JobPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(fd: int, argument: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    journal = Journal(paths, 0)
+    journal.append(accepted(1))
+    monkeypatch.setattr(journal_module.os, "write", refuse)
+    monkeypatch.setattr(journal_module.os, "ftruncate", refuse)
+    with pytest.raises(DataRootUnusable, match=r"Read-only file system; make room \(or make it writable\)"):
+        journal.flush(0.1)
+
+
 def test_nothing_to_restore(paths: JobPaths) -> None:
     restored = restore(paths)
     assert (restored.epoch, restored.started, restored.accepted, restored.ended) == (0, None, {}, False)

@@ -5,7 +5,7 @@ import functools
 import logging
 import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from smallpond_mpi.common import CannotPickle, DataRootUnusable, InvalidArgument, OutOfMemory, TaskFailed
-from smallpond_mpi.execution import payload
+from smallpond_mpi.execution import failures, payload
 from smallpond_mpi.execution.context import JobId, RuntimeContext
 from smallpond_mpi.execution.failures import exception_of
 from smallpond_mpi.execution.model import Capacity, Failure, FailureKind, Grant, TaskRuntimeId, WorkStatus
@@ -172,6 +172,46 @@ def test_state_that_can_not_be_pickled_costs_its_attributes_only(ctx: RuntimeCon
     assert not hasattr(task, "lock")
 
 
+def own_ring() -> list[Any]:
+    ring: list[Any] = []
+    ring.append(ring)
+    return ring
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [("runtime_state", threading.Lock), ("runtime_state", lambda: (n for n in range(3))), ("ring", own_ring)],
+)
+def test_an_attribute_that_can_not_travel_costs_no_output(
+    ctx: RuntimeContext, name: str, make: Callable[[], Any]
+) -> None:
+    def write(task: Any) -> None:
+        path = Path(task.runtime_output_abspath, "a.parquet")
+        pq.write_table(pa.table({"a": [1, 2]}), path)
+        task.dataset = ParquetDataSet([str(path)])
+        setattr(task, name, make())
+
+    task = Work(ctx, [], 0, write)
+    assert there_and_back(ctx, task) is None
+    assert task.output.num_rows == 2
+    assert task._output_files
+    assert name not in task.__dict__
+
+
+def test_an_output_that_can_not_travel_is_a_failure(ctx: RuntimeContext) -> None:
+    def write(task: Any) -> None:
+        pq.write_table(pa.table({"a": [1, 2]}), Path(task.runtime_output_abspath, "a.parquet"))
+        task.dataset = threading.Lock()
+
+    task = Work(ctx, [], 0, write)
+    failure = there_and_back(ctx, task)
+    assert failure is not None
+    assert (failure.kind, failure.type_name) == (FailureKind.BAD_INPUT, "CannotPickle")
+    assert "its dataset can't be pickled: TypeError: cannot pickle '_thread.lock' object" in failure.message
+    assert task.status is WorkStatus.CRASHED
+    assert not [path for path in Path(ctx.staging_root).rglob("*") if path.is_file()]
+
+
 def test_siblings_share_what_is_alike(ctx: RuntimeContext) -> None:
     big = "x" * 100_000
     func = functools.partial(len, big)
@@ -288,6 +328,19 @@ def test_failures_come_back_as_data(ctx: RuntimeContext, raised: Any, kind: Fail
     assert text in str(exception_of(failure))
     assert type(exception_of(failure)) is back or back is None
     assert task.status is WorkStatus.CRASHED
+
+
+def test_of_a_very_long_message_both_ends_come_back(ctx: RuntimeContext) -> None:
+    def fail(task: Task) -> None:
+        raise ValueError("the begin" + "x" * 1_000_000 + "the end")
+
+    failure = there_and_back(ctx, Work(ctx, [], 0, fail))
+    assert failure is not None
+    for text in (failure.message, failure.traceback):
+        assert len(text) < 2 * failures.MAX_TEXT
+        assert "the begin" in text
+        assert "characters left out]" in text
+        assert "the end" in text
 
 
 def test_what_a_failed_attempt_wrote_goes(ctx: RuntimeContext) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from smallpond_mpi.common import CorruptInput, InvalidArgument, OutputExists, OutputUnusable, SchemaMismatch
 from smallpond_mpi.execution.context import JobId, RuntimeContext
+from smallpond_mpi.execution.job import sweep_staging
 from smallpond_mpi.execution.model import WorkStatus
 from smallpond_mpi.execution.scheduler.outputs import NamedOutputs
 from smallpond_mpi.execution.task import publish as publish_module
@@ -533,3 +534,18 @@ def test_only_an_attempts_own_directory_is_removed(ctx: RuntimeContext, tmp_path
     assert nested.exists()
     outputs.remove([str(nested / "file")], str(task.runtime_id), ctx.staging_root)
     assert not os.path.exists(task.final_output_abspath)
+
+
+def test_staging_of_an_output_path_is_swept_beside_what_others_have_there(tmp_path: Path) -> None:
+    root = tmp_path / ".staging"
+    (root / "sums" / "mine.000001.0.0").mkdir(parents=True)
+    (root / "sums" / "theirs.000001.0.0").mkdir()
+    (root / "gone").mkdir()
+    (root / ".nfs0001").write_text("a file, which no job makes there")
+    sweep_staging(str(root), "mine")
+    assert sorted(path.name for path in root.rglob("*")) == [".nfs0001", "sums", "theirs.000001.0.0"]
+    sweep_staging(str(root), "theirs")
+    (root / ".nfs0001").unlink()
+    sweep_staging(str(root), "theirs")
+    assert not root.exists()
+    sweep_staging(str(root), "theirs")

@@ -1,5 +1,7 @@
 """Queues of work: what is pushed is popped once, in order, by whoever comes, and is what it was when it was pushed."""
 
+import asyncio
+import contextlib
 import multiprocessing
 from datetime import datetime
 from pathlib import Path
@@ -116,3 +118,27 @@ def test_each_item_goes_to_one_process(random: bool, tmp_path: Path) -> None:
     for process in processes:
         process.join()
     assert sorted(map(int, keys)) == list(range(300))
+
+
+class Ended(WorkItem):
+    """Ends with any exception."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__("ended")
+        self.error = error
+        self.is_clean = False
+
+    def run(self) -> bool:
+        raise self.error
+
+    def cleanup(self) -> None:
+        self.is_clean = True
+
+
+@pytest.mark.parametrize("kind", [ValueError, SystemExit, GeneratorExit, asyncio.CancelledError, KeyboardInterrupt])
+def test_cleanup_follows_whatever_was_raised(kind: type[BaseException]) -> None:
+    item = Ended(kind("the end"))
+    with pytest.raises(kind) if kind is KeyboardInterrupt else contextlib.nullcontext():
+        assert item.exec() is WorkStatus.CRASHED
+    assert (item.status, item.exception, item.is_clean) == (WorkStatus.CRASHED, item.error, True)
+    assert item.finish_time is not None
