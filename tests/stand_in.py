@@ -234,6 +234,28 @@ def take_memory_below(count: int) -> int:
     ).returncode
 
 
+def ignored_signals(status_path: str) -> int:
+    """The bits of a /proc/PID/status."""
+    with open(status_path) as file:
+        return next(int(line.split()[1], 16) for line in file if line.startswith("SigIgn:"))
+
+
+def take_shared_memory(count: int, path: str) -> None:
+    """Have `count` bytes of a segment whose name is left at `path`, and stay."""
+    from multiprocessing.resource_tracker import _resource_tracker
+    from multiprocessing.shared_memory import SharedMemory
+
+    segment = SharedMemory(create=True, size=count)
+    tracker = f"/proc/{_resource_tracker._pid}/status"  # type: ignore[attr-defined]
+    while not ignored_signals(tracker) >> signal.SIGTERM - 1 & 1:  # it does that first, when it is up
+        time.sleep(0.001)
+    with open(path, "w") as file:
+        file.write(segment.name)
+    for at in range(0, count, 4096):
+        segment.buf[at] = 1
+    time.sleep(30)
+
+
 def map_file(path: str) -> int:
     """Have a whole file in memory, but none of the process's own."""
     import mmap

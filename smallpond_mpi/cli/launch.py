@@ -115,12 +115,11 @@ def usable_cores() -> int:
 
 
 def tasks_of_allocation(env: Mapping[str, str]) -> int | None:
-    """How many ranks a Slurm job is meant to have, seen from its batch script or an interactive shell in it; None elsewhere.
+    """How many ranks a Slurm job is meant to have, seen from its batch script or an interactive shell in it; None elsewhere, as in a launch of one rank.
 
     That is the number of its tasks, if somebody asked for one; otherwise one rank a node, which has all of the job's CPUs there.
-
     """
-    if not slurm.is_job(env) or slurm.is_step(env):
+    if not slurm.is_job(env) or slurm.is_step(env) or _is_rank(env):
         return None
     components = slurm.component_tasks(env)
     if components:
@@ -176,9 +175,14 @@ def command(
 
 def outside_launch(env: Mapping[str, str]) -> dict[str, str]:
     """The environment without what says that this process is a rank of a launch of its own (of one rank, or it would not start another)."""
-    if not any(name in env for name in RANK_VARIABLES):
+    if not _is_rank(env):
         return dict(env)
     return {name: value for name, value in env.items() if not name.startswith(OF_A_LAUNCH)}
+
+
+def _is_rank(env: Mapping[str, str]) -> bool:
+    """Whether an mpirun started this process."""
+    return any(name in env for name in RANK_VARIABLES)
 
 
 def remove_stale_session(env: Mapping[str, str]) -> None:

@@ -12,6 +12,8 @@ from smallpond_mpi.cli.slurm import OVER, QueuedJob
 from smallpond_mpi.execution.journal import epochs_of
 from smallpond_mpi.execution.lease import PERIOD_SECS, read_owner
 from smallpond_mpi.execution.paths import JobPaths, job_uuid
+from smallpond_mpi.platform import arrays
+from smallpond_mpi.platform.arrays import Element
 
 COUNTS = re.compile(r"^\S+ \S+ (\d[\d,]* of \d[\d,]* tasks .*)")
 TAIL_BYTES = 64 * 1024
@@ -20,7 +22,7 @@ SHOWN_JOBS = 20
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """A job as its directory shows it. `state` is running, success, failure, or ended early; `slurm` the Slurm job that ran it last."""
+    """A job as its directory shows it. `state` is running, success, failure, or ended early; `slurm` the Slurm job that ran it last; `again` what takes it up."""
 
     id: str
     root: str
@@ -32,6 +34,7 @@ class JobState:
     owner: str
     slurm: str
     slurm_ids: frozenset[str]
+    again: str
 
 
 def look_at(data_root: str, job: str, now: float) -> JobState | None:
@@ -51,16 +54,22 @@ def look_at(data_root: str, job: str, now: float) -> JobState | None:
     else:
         state = word or "ended early"
     slurm = slurm_of(paths)
-    ids = {slurm.get("job", ""), slurm.get("array", ""), f"{slurm.get('array', '')}_{slurm.get('index', '')}"}
-    shown = f"{slurm['array']}_{slurm['index']}" if slurm.get("array") else slurm.get("job", "")
+    ids, shown, again = {slurm.get("job", "")}, slurm.get("job", ""), f"start the script with SP_JOBID={job}"
+    if slurm.get("array"):
+        element = Element(slurm["array"], int(slurm["index"]))
+        first = Element(
+            slurm.get("of") or slurm["array"], element.index
+        )  # it may have run again in an array of its own
+        ids |= {element.array, str(element), first.array, str(first)}
+        shown, again = str(element), arrays.again(first)
     changed = max(_changed(paths.status), beat, _changed(paths.scheduler_log))
     where = str(owner) if owner is not None else ""
     progress = last_counts(_tail(paths.scheduler_log))
-    return JobState(job, paths.root, state, why, runs, changed, progress, where, shown, frozenset(ids - {"", "_"}))
+    return JobState(job, paths.root, state, why, runs, changed, progress, where, shown, frozenset(ids - {""}), again)
 
 
 def slurm_of(paths: JobPaths) -> dict[str, str]:
-    """The Slurm job that ran a job last: `job`, and `array` and `index` of an array's element; nothing outside Slurm."""
+    """The Slurm job that ran a job last: `job`, for an array's element `array` and `index`, if it ran again `of` which array; nothing outside Slurm."""
     text = _text(paths.slurm)
     return {str(name): str(value) for name, value in json.loads(text).items()} if text else {}
 
@@ -100,7 +109,7 @@ def describe(job: JobState) -> Iterator[str]:
     yield f"  changed   {when}, run {job.runs} of it"
     yield f"  files     {job.root}"
     if job.state != "running" and job.state != "success":
-        yield f"  go on     start the script with SP_JOBID={job.id}"
+        yield f"  go on     {job.again}"
 
 
 def describe_queued(job: QueuedJob) -> str:

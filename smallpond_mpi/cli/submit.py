@@ -19,6 +19,36 @@ WARNED_SECS = 600
 """Jobs with a shorter limit are not warned: it would come when they have hardly begun."""
 OF_COMMAND_LINE = ("--wrap", "--wait", "-W", "--parsable", "--test-only")
 """Options of sbatch that say nothing of the job."""
+FLAGS = (
+    *(
+        "--dry-run",
+        "--wait",
+        "--contiguous",
+        "--exclusive",
+        "--get-user-env",
+        "--hold",
+        "-H",
+        "--ignore-pbs",
+        "--nice",
+        "--no-kill",
+        "-k",
+    ),
+    *(
+        "--no-requeue",
+        "--overcommit",
+        "-O",
+        "--oversubscribe",
+        "-s",
+        "--propagate",
+        "--quiet",
+        "-Q",
+        "--reboot",
+        "--requeue",
+        "--spread-job",
+    ),
+    *("--use-min-nodes", "--verbose", "-v"),
+)
+"""Options, ours and sbatch's, that have no value, or only one that follows `=`."""
 
 
 @dataclass
@@ -46,7 +76,7 @@ def parse(words: Sequence[str]) -> Request:
     """
     ours, dashes, args = _split(words)
     places = [place for place, word in enumerate(ours) if word.endswith(".py")]
-    # After an option that has no `=` a word is most likely its value: it is the script only if nothing else can be.
+    # The value of an option is the script only if nothing else can be.
     places.sort(key=lambda place: place > 0 and _takes_a_value(ours[place - 1]))
     if not places:
         raise InvalidArgument(
@@ -63,12 +93,14 @@ def parse(words: Sequence[str]) -> Request:
             request.waits = True
         elif word.partition("=")[0] == "--data-root":
             request.data_root = word.partition("=")[2] or (rest.pop(0) if rest else None)
+            if not request.data_root:
+                raise InvalidArgument("--data-root needs a directory")
         elif not word.startswith("-"):
             raise InvalidArgument(f"{word} is no option of sbatch; arguments of {request.script} stand after --")
         elif word.partition("=")[0] in OF_COMMAND_LINE:
             raise InvalidArgument(f"{word} makes no sense here: sbatch gets a script of its own")
         else:
-            has_value = bool(rest) and "=" not in word and not rest[0].startswith("-")
+            has_value = bool(rest) and _takes_a_value(word) and not rest[0].startswith("-")
             request.options.append(f"{word} {rest.pop(0)}" if has_value else word)
     if dashes and not args:
         raise InvalidArgument("no argument follows --")
@@ -76,7 +108,9 @@ def parse(words: Sequence[str]) -> Request:
 
 
 def _takes_a_value(word: str) -> bool:
-    return word.startswith("-") and "=" not in word and word not in ("--dry-run", "--wait")
+    """Whether the next word may be the value of this option: `-N 2` and `--nodes 2`, not `-N2`, `--nodes=2` and `--requeue`."""
+    is_bare = word.startswith("-") and "=" not in word and (word.startswith("--") or len(word) == 2)
+    return is_bare and word not in FLAGS
 
 
 def _split(words: Sequence[str]) -> tuple[list[str], bool, list[str]]:

@@ -12,7 +12,6 @@ Each element is a job of its own, with a journal of its own.
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 import uuid
@@ -99,9 +98,7 @@ class ThisElement:
                 f"array {self.element.array} has gaps, and Slurm can't be asked which elements it has: give the batch script "
                 f"`export {arrays.INDICES}=...` with the list that sbatch got by --array"
             )
-        # the fields that may hold spaces, and what stands between them and the next
-        command = re.search(r" Command=(.*?) WorkDir=(.*?) StdErr=", shown)
-        script, directory = command.groups() if command is not None else ("", "")
+        script, directory = arrays.script_in(shown)
         record = ArrayRecord(indices, script if os.path.isabs(script) else "", directory)
         return _array_of(_write_once(self.paths.array_file, asdict(record)))
 

@@ -42,7 +42,7 @@ from smallpond_mpi.io.memory import DEFAULT_MEMORY_POOL, MEMORY_POOL_VARIABLE, c
 from smallpond_mpi.logical.node import Node, NodeId
 from smallpond_mpi.logical.planner import Planner
 from smallpond_mpi.platform import slurm
-from smallpond_mpi.platform.arrays import ARRAY_OF, element_of
+from smallpond_mpi.platform.arrays import ARRAY_OF, again, element_of
 
 FIRST_JOIN_SECS = 3600.0
 """How long a scheduler waits for the first executor that joins by files, and later for one that is large enough: they may be in a batch system's queue."""
@@ -209,10 +209,7 @@ class Job:
             return (
                 f"Job {self.ctx.job_id} can be taken up where it was: start the script with SP_JOBID={self.ctx.job_id}"
             )
-        return (
-            f"Element {element.index} of array {element.array} can be taken up where it was: "
-            f"sbatch --array={element.index} --export=ALL,{ARRAY_OF}={element.array} and the batch script"
-        )
+        return f"Element {element.index} of array {element.array} can be taken up where it was: {again(element)}"
 
     # the end
 
@@ -296,7 +293,7 @@ def check_data_root(data_root: str) -> None:
 def _note_slurm_job(path: str, env: Mapping[str, str]) -> None:
     """Leave for `smallpond-mpi status` which job of Slurm's runs this one."""
     if slurm.is_job(env):
-        names = {"job": "SLURM_JOB_ID", "array": "SLURM_ARRAY_JOB_ID", "index": "SLURM_ARRAY_TASK_ID"}
+        names = {"job": "SLURM_JOB_ID", "array": "SLURM_ARRAY_JOB_ID", "index": "SLURM_ARRAY_TASK_ID", "of": ARRAY_OF}
         with open(path, "w", encoding="utf-8") as file:
             json.dump({key: env[name] for key, name in names.items() if name in env}, file)
 

@@ -33,6 +33,11 @@ def element_of(env: Mapping[str, str]) -> Element | None:
     return Element(env.get(ARRAY_OF) or own, int(index))
 
 
+def again(element: Element) -> str:
+    """What starts an element again, so that it goes on where it was."""
+    return f"sbatch --array={element.index} --export=ALL,{ARRAY_OF}={element.array} and the batch script"
+
+
 def parse_indices(text: str) -> tuple[int, ...]:
     """`0-4,7,10-20:5%3` as in `sbatch --array`, in ascending order.
 
@@ -79,6 +84,15 @@ def indices_in(shown: str) -> tuple[int, ...]:
     for text in re.findall(r"\bArrayTaskId=([\d,:%-]+)", shown):
         found.update(parse_indices(text))
     return tuple(sorted(found))
+
+
+def script_in(shown: str) -> tuple[str, str]:
+    """(batch script with its arguments, directory) in what `scontrol show job` says; empty if it doesn't say it.
+
+    Both may hold spaces: what counts is what stands between them and the next field, which in newer versions of Slurm is the whole line that submitted the job.
+    """
+    found = re.search(r"\bCommand=(.*?)(?: SubmitLine=.*?)? WorkDir=(.*?) Std(?:Err|In|Out)=", shown)
+    return (found[1], found[2]) if found is not None else ("", "")
 
 
 def shares(sizes: Sequence[int], count: int) -> list[tuple[int, int]]:

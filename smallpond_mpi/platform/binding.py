@@ -99,16 +99,28 @@ def unbound(local: Sequence[LocalRank]) -> list[LocalRank]:
     return [LocalRank(one.rank, one.job_cpus or one.cpus, one.gpus) for one in local]
 
 
-def within_grant(local: Sequence[LocalRank], granted: int | None, job: int, topology: Topology) -> list[LocalRank]:
-    """The ranks of a node held to as many CPUs as Slurm granted the job there, where the site holds them to none (`TaskPlugin=task/none`).
+def counted(cores: Sequence[tuple[int, ...]], granted: int | None, threads: int | None) -> list[tuple[int, ...]]:
+    """The hardware threads of a job's cores that Slurm counts, where it leaves the others of these cores to the job too.
+
+    It counts as many of each core as the job asked for (`threads`, see `slurm.threads_per_core`), and one where a site tells it of as many CPUs as a node has cores.
+    """
+    if threads is None and len(cores) == granted:
+        threads = 1
+    return [core[:threads] for core in cores]
+
+
+def within_grant(
+    local: Sequence[LocalRank], granted: int | None, job: int, topology: Topology, threads: int | None = None
+) -> list[LocalRank]:
+    """The ranks of a node held to the CPUs that Slurm counts, and to as many as it granted the job there, where the site holds them to none (`TaskPlugin=task/none`).
 
     Which CPUs are the job's nobody can say then: it takes a run of whole cores that begins elsewhere for each job.
     """
-    cores = topology.cores({cpu for one in local for cpu in one.cpus})
-    if granted is None or sum(map(len, cores)) <= granted:
-        return list(local)
-    begin = job * granted % len(cores)
-    kept = sorted([cpu for core in (*cores[begin:], *cores[:begin]) for cpu in core][:granted])
+    cores = counted(topology.cores({cpu for one in local for cpu in one.cpus}), granted, threads)
+    if granted is not None and sum(map(len, cores)) > granted:
+        begin = job * granted % len(cores)
+        cores = [*cores[begin:], *cores[:begin]]
+    kept = sorted([cpu for core in cores for cpu in core][:granted])
     return [
         LocalRank(one.rank, tuple(cpu for cpu in one.cpus if cpu in kept) or tuple(kept), one.gpus, one.job_cpus)
         for one in local

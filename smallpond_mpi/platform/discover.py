@@ -43,7 +43,8 @@ def capacity(
     local = binding.unbound(local)
     here = read_topology({cpu for one in local for cpu in one.cpus}, root)
     if slurm.is_job(env):
-        local = binding.within_grant(local, slurm.job_cpus(env), int(env["SLURM_JOB_ID"]), here)
+        threads = slurm.threads_per_core(env)
+        local = binding.within_grant(local, slurm.job_cpus(env), int(env["SLURM_JOB_ID"]), here, threads)
     cpus = binding.divide_cpus(local, world_size, here)
     memory = binding.divide_memory(cpus, memory_limit(env, root).bytes)
     tokens = binding.divide_gpus(local, cpus, here)[rank]
@@ -72,8 +73,17 @@ def job_cpus(env: Mapping[str, str], root: str = "") -> tuple[int, ...]:
     """
     if binding.launcher_of(env) != binding.OPEN_MPI or not slurm.is_job(env):
         return ()
-    cpus = cpuset(root)
+    cpus = counted_cpus(cpuset(root), env, root)
     return cpus if len(cpus) == slurm.job_cpus(env) else ()
+
+
+def counted_cpus(cpus: Sequence[int], env: Mapping[str, str], root: str = "") -> tuple[int, ...]:
+    """Of the CPUs of a job those that Slurm counts; outside of one all."""
+    if not slurm.is_job(env):
+        return tuple(cpus)
+    cores = read_topology(cpus, root).cores(cpus)
+    counted = binding.counted(cores, slurm.job_cpus(env), slurm.threads_per_core(env))
+    return tuple(sorted(cpu for core in counted for cpu in core))
 
 
 def cpuset(root: str = "") -> tuple[int, ...]:

@@ -67,6 +67,12 @@ def job_cpus(env: Mapping[str, str]) -> int | None:
     return counts[0] if counts and len(set(counts)) == 1 else None
 
 
+def threads_per_core(env: Mapping[str, str]) -> int | None:
+    """How many hardware threads of each core the job asked to use (`--hint=nomultithread`, `--threads-per-core`); None if it said nothing of it."""
+    threads = env.get("SLURM_THREADS_PER_CORE", "")
+    return int(threads) if is_job(env) and threads.isdigit() and int(threads) else None
+
+
 def memory_bytes(env: Mapping[str, str], *, by_srun: bool) -> int | None:
     """Memory granted on this node: of the step if srun started the ranks (`by_srun`), else of the job. None: no limit is told."""
     node = env.get("SLURM_MEM_PER_NODE", "")

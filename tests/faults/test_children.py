@@ -154,6 +154,22 @@ def test_memory_beyond_the_grant_in_a_grandchild(bench: Bench) -> None:
     assert ended.failure.kind is FailureKind.OUT_OF_MEMORY
 
 
+@pytest.mark.parametrize("end", ["memory", "stopped", "shutdown"])
+def test_shared_memory_goes_with_the_task(bench: Bench, tmp_path: Path, end: str) -> None:
+    """What is left in /dev/shm counts for the job until it ends, and stays on the node after it: Python's own tracker is let remove it."""
+    path = tmp_path / "name"
+    bad = task(100, "take_shared_memory", 100 * MB, str(path), memory_bytes=50 * MB if end == "memory" else GB)
+    bench.send(bad)
+    bench.until(lambda: path.exists() and path.read_text() != "")
+    segment = Path("/dev/shm", path.read_text())
+    if end == "shutdown":
+        bench.executor.close()
+    else:
+        bench.send(*([StopTask(bad.attempt)] if end == "stopped" else []))
+        bench.wait_for([bad])
+    assert not segment.exists()
+
+
 def test_memory_within_the_grant(bench: Bench) -> None:
     (ended,) = bench.run(task(100, "take_memory", 150 * MB, 0.3, memory_bytes=200 * MB))
     assert result(ended) == 150

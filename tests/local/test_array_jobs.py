@@ -150,6 +150,17 @@ def test_what_is_written_before_shares_are_asked_for_is_not_collected(tmp_path: 
     assert {path.name for path in tmp_path.glob("out*")} == {"out-0", "out-1"}
 
 
+def test_status_says_how_an_element_goes_on(tmp_path: Path) -> None:
+    """Not by its id, with which the script would be one job over all files; and it is found by the array that it is of."""
+    write_numbers(tmp_path, 2)
+    command = [sys.executable, "-m", "smallpond_mpi", "status", "500_3", "--data-root", "root"]
+    for run in ({}, {"SLURM_ARRAY_JOB_ID": "501", "SP_ARRAY_OF": "500"}):
+        assert end(start(tmp_path, 3, "1,3", script=SCRIPT.replace("n + 1", "n / nothing"), **run))[0] == 1
+        said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60).stdout
+        assert f"slurm     {run.get('SLURM_ARRAY_JOB_ID', '500')}_3\n" in said
+        assert "go on     sbatch --array=3 --export=ALL,SP_ARRAY_OF=500 and the batch script\n" in said
+
+
 def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     write_numbers(tmp_path, 2)
     code, _, err = end(start(tmp_path, 7, "0,1"))

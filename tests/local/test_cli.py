@@ -170,6 +170,16 @@ def test_a_rank_of_one_can_start_others() -> None:
     assert launch.outside_launch({"PMIX_MCA_gds": "hash"}) == {"PMIX_MCA_gds": "hash"}
 
 
+def test_a_rank_of_one_starts_no_others_unasked() -> None:
+    """A batch script is one rank a task, or a node; who was started by `mpirun -n 1` or srun has been told how many ranks there are."""
+    job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_JOB_NUM_NODES": "2"}
+    assert launch.tasks_of_allocation(job) == 4
+    assert launch.tasks_of_allocation({"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2"}) == 2
+    assert launch.tasks_of_allocation({**job, "SLURM_STEP_ID": "0"}) is None
+    assert launch.tasks_of_allocation({**job, "OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}) is None
+    assert launch.tasks_of_allocation({**job, "PMI_RANK": "0", "PMI_SIZE": "1"}) is None
+
+
 def test_the_directory_of_a_killed_mpirun_goes(tmp_path: Path) -> None:
     (tmp_path / f"ompi.{os.getpid()}" / "0").mkdir(parents=True)
     (tmp_path / "ompi.1").mkdir()

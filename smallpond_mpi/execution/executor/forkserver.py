@@ -9,7 +9,6 @@ so it is found and killed. When its rank is gone the server kills all it ever ma
 """
 
 import array
-import contextlib
 import gc
 import importlib
 import json
@@ -38,6 +37,10 @@ PARENT_CHECK_SECS = 1.0
 SWEEP_SECS = 2.0
 """How long the death of a child's leftovers is waited for before its end is told."""
 LAST_SWEEP_SECS = 60.0
+TRACKER = b"resource_tracker import main"
+"""In the command line of the process that removes a Python's shared memory (multiprocessing's, joblib's) when all who could use it are dead."""
+TRACKER_SECS = 1.0
+"""How long that may take. Segments that it leaves would stay on the node, and count for the job, until somebody else removes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ class Fork:
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """SIGKILL goes to the child's process group, any other signal to the child alone."""
+    """SIGKILL goes to all that the child has started too, any other signal to the child alone."""
 
     child: int
     signum: int
@@ -168,12 +171,8 @@ class Server:
         pid = self._pids.get(child)
         if pid is None:
             return
-        if signum == signal.SIGKILL:
-            with contextlib.suppress(
-                ProcessLookupError, PermissionError
-            ):  # without a session yet: the next line has it
-                os.killpg(pid, signum)
-        kill_quietly([pid], signum)
+        below = [each for each in descendants_of(pid) if not _is_tracker(each)] if signum == signal.SIGKILL else []
+        kill_quietly([pid, *below], signum)  # what they start meanwhile is swept when the child is dead
 
     def _reap(self) -> None:
         ended: list[tuple[int, int]] = []
@@ -194,13 +193,15 @@ class Server:
             self._tell(Exited(child, status))
 
     def _sweep(self, secs: float) -> None:
-        """Kill whatever dead children have left to this server."""
-        deadline = time.monotonic() + secs
+        """Kill whatever dead children have left to this server; who tidies up after them is let do so first."""
+        begin = time.monotonic()
         while True:
             strays = [pid for pid in children_of(os.getpid()) if pid not in self._children]
-            if not strays or time.monotonic() > deadline:
+            waited = time.monotonic() - begin
+            if not strays or waited > secs:
                 return
-            kill_quietly([below for pid in strays for below in descendants_of(pid)] + strays)
+            doomed = [below for pid in strays for below in descendants_of(pid)] + strays
+            kill_quietly([pid for pid in doomed if waited > TRACKER_SECS or not _is_tracker(pid)])
             for pid in strays:
                 _reap_one(pid)
             time.sleep(0.001)
@@ -215,6 +216,14 @@ class Server:
             self._sock.send(pickle.dumps(answer))
         except (BrokenPipeError, ConnectionResetError):
             return  # the rank is gone: the next read says so and ends the loop
+
+
+def _is_tracker(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return TRACKER in file.read()
+    except OSError:  # ended meanwhile
+        return False
 
 
 def _reap_one(pid: int) -> None:

@@ -33,6 +33,8 @@ def test_the_value_of_an_option_is_not_the_script() -> None:
     request = parse(["--comment", "v.py", "s.py", "-J", "x.py"])
     assert (request.script, request.options) == ("s.py", ["--comment v.py", "-J x.py"])
     assert parse(["--exclusive", "s.py"]).script == "s.py"
+    request = parse(["-J", "x.py", "-N2", "s.py"])
+    assert (request.script, request.options) == ("s.py", ["-J x.py", "-N2"])
 
 
 @pytest.mark.parametrize(
@@ -41,6 +43,10 @@ def test_the_value_of_an_option_is_not_the_script() -> None:
         ([], "give a script"),
         (["--time=1", "in"], "give a script"),
         (["a.py", "in"], "arguments of a.py stand after --"),
+        (["a.py", "-N2", "in"], "in is no option of sbatch"),
+        (["a.py", "--requeue", "in"], "in is no option of sbatch"),
+        (["-N1", ":", "-N2", "a.py"], ": is no option of sbatch"),
+        (["a.py", "--data-root"], "--data-root needs a directory"),
         (["a.py", "--wrap=ls"], "makes no sense here"),
         (["a.py", "--"], "no argument follows --"),
     ],

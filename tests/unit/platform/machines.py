@@ -164,3 +164,20 @@ def three_odd_cores() -> Machine:
         allowed=(2, 6, 10),
         memory_gb=32,
     )
+
+
+def four_cores_of_two_threads(env: Mapping[str, str]) -> Machine:
+    """A node of which a job has cores 1 to 3: its cpuset has both threads of each, whatever the job said of threads. Made up for the test, as `three_odd_cores`. What Slurm 22.05
+    says and does was seen on the test cluster, with one core of two threads a node: one CPU granted, two in the cpuset, with `--hint=nomultithread`
+    (SLURM_THREADS_PER_CORE=1) and, without any hint, where slurm.conf tells of `CPUs=1 CoresPerSocket=1 ThreadsPerCore=2`.
+    """
+    made = machine(
+        {0: range(8)}, {cpu: (cpu % 4, cpu % 4 + 4) for cpu in range(8)}, allowed=(1, 2, 3, 5, 6, 7), memory_gb=32
+    )
+    made.files |= {
+        "/proc/self/cgroup": "3:cpuset:/slurm/uid_0/job_7/step_batch\n",
+        "/proc/self/mountinfo": "900 890 0:33 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset\n",
+        "/sys/fs/cgroup/cpuset/slurm/uid_0/job_7/step_batch/cpuset.cpus": "1-3,5-7\n",
+    }
+    made.env = {"SLURM_JOB_ID": "7", "SLURM_JOB_CPUS_PER_NODE": "3", **env}
+    return made

@@ -10,6 +10,7 @@ from smallpond_mpi.platform.arrays import (
     indices_in,
     known_indices,
     parse_indices,
+    script_in,
     shares,
     show_indices,
 )
@@ -78,6 +79,14 @@ def test_what_scontrol_says_of_an_array() -> None:
     )
     assert indices_in(shown) == (1, 3, 7, 8, 9)
     assert indices_in("JobId=19 JobState=RUNNING") == ()
+
+
+@pytest.mark.parametrize("submitted", ["", " SubmitLine=sbatch --array=1-3 --export=ALL,A=b /home/me/a.sbatch in out"])
+def test_the_batch_script_in_what_scontrol_says(submitted: str) -> None:
+    """The second as newer versions have it; both may hold spaces."""
+    shown = f"JobId=11 ArrayJobId=11 JobName=a Command=/home/me/a.sbatch in out{submitted} WorkDir=/work/my dir StdErr=/x StdIn=/dev/null"
+    assert script_in(shown) == ("/home/me/a.sbatch in out", "/work/my dir")
+    assert script_in("JobId=11 JobName=a Command=(null) Power=") == ("", "")
 
 
 @given(st.lists(st.integers(0, 10_000)), st.integers(1, 40))

@@ -159,6 +159,34 @@ def test_a_job_that_nothing_holds_to_its_cpus_takes_no_more_than_it_was_granted(
     assert len(capacities(laptop, tmp_path, 1)[0].cpus) == 16
 
 
+@pytest.mark.parametrize("env", [{"SLURM_THREADS_PER_CORE": "1"}, {}])
+def test_a_job_of_one_thread_a_core_has_all_its_cores(env: dict[str, str], tmp_path: Path) -> None:
+    """Its cpuset has twice as many CPUs as Slurm counts."""
+    node = machines.four_cores_of_two_threads(env)
+    (alone,) = capacities(node, tmp_path, 1, first=0)
+    assert alone.cpus == (1, 2, 3)
+    assert [one.cpus for one in capacities(node, tmp_path, 3)] == [(1,), (2,), (3,)]
+    cpuset = discover.cpuset(str(tmp_path))
+    assert discover.counted_cpus(cpuset, node.env, str(tmp_path)) == (1, 2, 3)
+    assert discover.counted_cpus(cpuset, {}, str(tmp_path)) == cpuset
+
+
+def test_cores_of_one_thread_that_mpirun_bound_to_one(tmp_path: Path) -> None:
+    """Open MPI gives a rank one core of the job's three, with both its threads."""
+    node = machines.four_cores_of_two_threads({"SLURM_THREADS_PER_CORE": "1", "OMPI_COMM_WORLD_SIZE": "2"})
+    node.files["/proc/self/status"] = "Cpus_allowed_list:\t1,5\n"
+    root = node.write(tmp_path)
+    me = discover.local_rank(Rank(1), node.env, root)
+    assert me.job_cpus == (1, 2, 3)
+    assert discover.capacity(Rank(1), [me], node.env, world_size=2, root=root).cpus == (1, 2, 3)
+
+
+def test_a_job_that_asked_for_all_threads_has_them(tmp_path: Path) -> None:
+    node = machines.four_cores_of_two_threads({"SLURM_THREADS_PER_CORE": "2", "SLURM_JOB_CPUS_PER_NODE": "6"})
+    (alone,) = capacities(node, tmp_path, 1, first=0)
+    assert alone.cpus == (1, 2, 3, 5, 6, 7)
+
+
 def test_cpus_that_are_switched_off_are_nobodys(tmp_path: Path) -> None:
     laptop = machines.laptop()
     laptop.files[f"{discover.CPUS}/online"] = "0-3,8\n"
