@@ -271,6 +271,27 @@ def test_files_of_others_are_an_error_before_anything_runs(ctx: RuntimeContext, 
         publisher(ctx, output, [])
 
 
+@pytest.mark.parametrize("mode", [None, "error"])
+def test_a_large_tree_of_others_is_not_walked_to_the_end(
+    mode: publish_module.SinkMode | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered: list[str] = []
+
+    def walk(top: str) -> Iterator[tuple[str, list[str], list[str]]]:
+        for number in range(10**9):
+            entered.append(f"{top}/{number}")
+            yield f"{top}/{number}", [], ["theirs.parquet"]
+
+    monkeypatch.setattr(publish_module.os, "walk", walk)
+    (tmp_path / "out" / "theirs").mkdir(parents=True)
+    with pytest.raises(OutputExists, match="theirs"):
+        if mode is None:
+            publish_module.check_no_foreign_files(str(tmp_path / "out"), "job")
+        else:
+            publish_module.check_holds_only(str(tmp_path / "out"), ())
+    assert len(entered) == (1 if mode is None else publish_module.MAX_COUNTED)
+
+
 def test_files_of_others_that_came_meanwhile_are_an_error_too(
     ctx: RuntimeContext, source: Source, tmp_path: Path
 ) -> None:
