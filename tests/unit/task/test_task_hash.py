@@ -181,6 +181,18 @@ def test_partition_number_out_of_range(ctx, parquet, engine: str, number: int | 
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("kind", [pa.float32(), pa.float64(), pa.decimal128(5, 1)])
+def test_partition_number_must_be_whole(ctx, parquet, engine: str, kind: pa.DataType) -> None:
+    whole = parquet({"a": [5, 6], "p": pa.array([2.0, 0.0]).cast(kind)})
+    output = run(hashed(ctx, engine, whole, n=3, shuffle_only=True, data_partition_column="p"))
+    assert [rows(part, "a") for part in output] == [[(6,)], [], [(5,)]]
+    broken = parquet({"a": [5, 6], "p": pa.array([2.0, 0.5]).cast(kind)})
+    task = hashed(ctx, engine, broken, n=3, shuffle_only=True, data_partition_column="p")
+    assert attempt(task) is WorkStatus.CRASHED
+    assert "partition key 0.5 is not a whole number" in str(task.exception)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("options", [{}, {"shuffle_only": True, "data_partition_column": "nope"}])
 def test_unknown_column_is_told_with_those_there_are(ctx, parquet, engine: str, options: dict[str, Any]) -> None:
     task = hashed(ctx, engine, parquet({"a": [1], "b c": [2]}), "nope", **options)
