@@ -230,7 +230,8 @@ class DataFrame(Results, Writing):
             return self._sql(f"select *, ({number}) as {column} from {{0}}")._then(
                 HashPartitionNode, npartitions=npartitions, shuffle_only=True, **kwargs
             )
-        return self._then(EvenlyDistributedPartitionNode, npartitions=npartitions, partition_by_rows=by_rows, **kwargs)
+        frame = self.map("*") if by_rows and self._is_of_text else self
+        return frame._then(EvenlyDistributedPartitionNode, npartitions=npartitions, partition_by_rows=by_rows, **kwargs)
 
     def random_shuffle(self, **kwargs: Any) -> "DataFrame":
         """Put the rows into random order, across all partitions. The job's random_seed decides which."""
@@ -388,6 +389,11 @@ class DataFrame(Results, Writing):
         elif column.lower() in taken and (is_added or column != default):
             raise InvalidArgument(f"there is a column {column!r} already: give data_partition_column another name")
         return {**settings, "data_partition_column": column}
+
+    @property
+    def _is_of_text(self) -> bool:
+        """Whether these are files of which nobody knows where a row begins without reading them."""
+        return isinstance(self.plan, DataSourceNode) and isinstance(self.plan.dataset, (CsvDataSet, JsonDataSet))
 
     @property
     def _columns(self) -> list[str] | None:

@@ -1,6 +1,8 @@
 """Ways to cut a DataFrame, over tables and files that have something odd about them."""
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -62,3 +64,13 @@ def test_a_column_of_that_name_is_not_lost(partitioned_before: sp.DataFrame) -> 
 def test_by_rows_is_no_number_of_rows(partitioned_before: sp.DataFrame) -> None:
     with pytest.raises(WrongType, match="by_rows must be True or False, not 100"):
         partitioned_before.repartition(3, by_rows=100)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json"])
+def test_text_by_rows(session: sp.Session, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"rows{suffix}"
+    lines = (json.dumps({"a": n}) if suffix == ".json" else str(n) for n in range(10))
+    path.write_text("".join(f"{line}\n" for line in lines))
+    read = session.read_json if suffix == ".json" else session.read_csv
+    cut = read(str(path), {"a": "bigint"}).repartition(3, by_rows=True)
+    assert parts(cut) == [[0, 1, 2, 3], [4, 5, 6], [7, 8, 9]]
