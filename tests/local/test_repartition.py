@@ -74,3 +74,9 @@ def test_text_by_rows(session: sp.Session, tmp_path: Path, suffix: str) -> None:
     read = session.read_json if suffix == ".json" else session.read_csv
     cut = read(str(path), {"a": "bigint"}).repartition(3, by_rows=True)
     assert parts(cut) == [[0, 1, 2, 3], [4, 5, 6], [7, 8, 9]]
+
+
+@pytest.mark.parametrize("name", ["q[1]", "star*x", "que?st"])
+def test_a_directory_that_looks_like_a_pattern(session: sp.Session, tmp_path: Path, name: str) -> None:
+    session.from_items([1, 2, 3]).write_parquet(str(tmp_path / name))
+    assert session.read_parquet(str(tmp_path / name)).map("item").count() == 3
