@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import smallpond_mpi as sp
-from smallpond_mpi.common import InvalidArgument, WrongType
+from smallpond_mpi.common import InvalidArgument, InvalidQuery, WrongType
 
 ROWS = 30
 
@@ -80,3 +81,11 @@ def test_text_by_rows(session: sp.Session, tmp_path: Path, suffix: str) -> None:
 def test_a_directory_that_looks_like_a_pattern(session: sp.Session, tmp_path: Path, name: str) -> None:
     session.from_items([1, 2, 3]).write_parquet(str(tmp_path / name))
     assert session.read_parquet(str(tmp_path / name)).map("item").count() == 3
+
+
+def test_one_file_of_many_lacks_a_column(session: sp.Session, tmp_path: Path) -> None:
+    for number in range(5):
+        columns = {"a": [number], "b": ["x"]} if number != 3 else {"a": [number]}
+        pq.write_table(pa.table(columns), tmp_path / f"{number}.parquet")
+    with pytest.raises(InvalidQuery, match=r"3\.parquet' \(if .*union_by_name=True"):
+        session.read_parquet(str(tmp_path)).repartition(5).map("a, b").to_arrow()
