@@ -391,6 +391,17 @@ def lock_in_a_closure(session, inputs):
     df.take_all()
 
 
+@fails(CannotPickle, TypeError, says=("Can't pickle task", "a session stays where it was made", "to_arrow", "join"))
+def dataframe_in_a_closure(session, inputs):
+    others = session.from_items([1, 2])
+
+    def among(row):
+        return {"of": others.count()}
+
+    df = session.from_items([1]).map(among)  # HERE
+    df.take_all()
+
+
 @fails(CannotPickle, TypeError, says=("Can't pickle task", "make it inside the function"))
 def logger_in_a_closure(session, inputs):
     class Holder:
