@@ -541,6 +541,23 @@ def rows_that_do_not_fit_the_schema(session, inputs):
     df.take_all()
 
 
+@fails(SchemaMismatch, ValueError, says=("'at'", "NaT", "give schema="))
+def value_that_arrow_does_not_know(session, inputs):
+    import pandas as pd
+
+    df = session.from_items([1]).map(lambda row: {"at": pd.NaT})  # HERE
+    df.take_all()
+
+
+@fails(SchemaMismatch, ValueError, says=("'a'", "non-nullable", "leave it out of the schema"))
+def null_where_the_schema_has_none(session, inputs):
+    import pyarrow as pa
+
+    schema = pa.schema([pa.field("a", pa.int64(), nullable=False)])
+    df = session.from_items([1]).map(lambda row: {"a": None}, schema=schema)  # HERE
+    df.take_all()
+
+
 @fails(WrongType, TypeError, says=("function", "42"))
 def not_a_function(session, inputs):
     session.from_items([1]).map(42)  # HERE
