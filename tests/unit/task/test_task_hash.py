@@ -160,6 +160,13 @@ def test_types_survive(ctx, parquet, engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ["", " ", "a.b", "{0}", '"q"'])
+def test_names_of_columns_survive(ctx, parquet, engine: str, name: str) -> None:
+    output = run(hashed(ctx, engine, parquet({"k": [1, 2], name: [3, 4]}), "k", n=1, drop_partition_column=True))
+    assert output[0].to_arrow_table().column_names == ["k", name]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_partition_number_given_in_a_column(ctx, parquet, engine: str) -> None:
     dataset = parquet({"a": list(range(20)), "p": pa.array([i % 10 for i in range(20)], pa.int16())})
     output = run(hashed(ctx, engine, dataset, n=10, shuffle_only=True, data_partition_column="p"))
