@@ -168,6 +168,12 @@ def cut_data_written(session, inputs):
     df.write_parquet(f"{inputs}/out")
 
 
+@fails(CorruptInput, ValueError, says=("truncated.parquet", "make or copy the file again"))
+def truncated_data_written(session, inputs):
+    df = session.read_parquet(f"{inputs}/truncated.parquet")  # HERE
+    df.repartition(1).write_parquet(f"{inputs}/out")
+
+
 @fails(SchemaMismatch, ValueError, says=("good.parquet", "other.parquet", "'c' is only in the second"))
 def schemas_that_do_not_fit_written(session, inputs):
     files = [f"{inputs}/good.parquet", f"{inputs}/other.parquet"]

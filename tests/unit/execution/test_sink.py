@@ -122,6 +122,7 @@ TYPES = ("link", "copy", "link_or_copy")
 CUTS: dict[str, Callable[[bytes], bytes]] = {
     "end": lambda content: content[:-50],
     "middle": lambda content: content[:2000] + content[2001:],
+    "zeros": lambda content: content[:4] + bytes(3000) + content[3004:],
     "text": lambda content: b"a,b\n1,one\n" * 10,
     "empty": lambda content: b"",
 }
