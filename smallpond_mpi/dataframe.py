@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 
 from smallpond_mpi import arguments
-from smallpond_mpi.common import DATA_PARTITION_COLUMN_NAME, DEFAULT_BATCH_SIZE, InvalidArgument, WrongType
+from smallpond_mpi.common import DEFAULT_BATCH_SIZE, InvalidArgument, WrongType
 from smallpond_mpi.execution.task.sort_key import sort_keys
 from smallpond_mpi.logical.dataset import (
     ArrowTableDataSet,
@@ -18,6 +18,7 @@ from smallpond_mpi.logical.dataset import (
     ParquetDataSet,
 )
 from smallpond_mpi.logical.dataset.hive import hive_select_list
+from smallpond_mpi.logical.dataset.quoting import quote_name
 from smallpond_mpi.logical.dataset.sniffing import csv_schema, json_schema
 from smallpond_mpi.logical.expressions import says_rows_alone
 from smallpond_mpi.logical.node import (
@@ -32,6 +33,7 @@ from smallpond_mpi.logical.node import (
     SqlEngineNode,
 )
 from smallpond_mpi.logical.node.sort import cut_for_sort
+from smallpond_mpi.logical.query_columns import names_in
 from smallpond_mpi.logical.relational import check_sort_keys, check_values, checked, there
 from smallpond_mpi.logical.schema import forget, schema_of
 from smallpond_mpi.results import Results, reading_rows_of
@@ -213,28 +215,28 @@ class DataFrame(Results, Writing):
         Raises:
             InvalidArgument: more than one way is given, or npartitions is out of range.
         """
+        if not isinstance(by_rows, bool):
+            raise WrongType(f"by_rows must be True or False, not {arguments.shown(by_rows)}")
         if sum((hash_by is not None, by is not None, by_rows)) > 1:
             raise InvalidArgument("repartition takes one of hash_by, by and by_rows")
         if hash_by is not None:
             columns = there(arguments.texts(hash_by, "hash_by"), schema_of(self.plan), "hash_by")
-            kwargs.setdefault("drop_partition_column", True)
+            kwargs = self._with_partition_column(kwargs)
             return self._then(HashPartitionNode, npartitions=npartitions, hash_columns=columns, **kwargs)
         if by is not None:
             number = arguments.text(by, "by")
             check_values(self.plan, [number])
-            kwargs.setdefault("drop_partition_column", True)
-            return self._sql(f'select *, ({number}) as "{DATA_PARTITION_COLUMN_NAME}" from {{0}}')._then(
-                HashPartitionNode,
-                npartitions=npartitions,
-                data_partition_column=DATA_PARTITION_COLUMN_NAME,
-                shuffle_only=True,
-                **kwargs,
+            kwargs = self._with_partition_column(kwargs, is_added=True)
+            column = quote_name(kwargs["data_partition_column"])
+            return self._sql(f"select *, ({number}) as {column} from {{0}}")._then(
+                HashPartitionNode, npartitions=npartitions, shuffle_only=True, **kwargs
             )
-        return self._then(EvenlyDistributedPartitionNode, npartitions=npartitions, partition_by_rows=by_rows, **kwargs)
+        frame = self.map("*") if by_rows and self._is_of_text else self
+        return frame._then(EvenlyDistributedPartitionNode, npartitions=npartitions, partition_by_rows=by_rows, **kwargs)
 
     def random_shuffle(self, **kwargs: Any) -> "DataFrame":
         """Put the rows into random order, across all partitions. The job's random_seed decides which."""
-        kwargs.setdefault("drop_partition_column", True)
+        kwargs = self._with_partition_column(kwargs)
         scattered = self._then(
             HashPartitionNode, npartitions=max(1, self.plan.num_partitions), random_shuffle=True, **kwargs
         )
@@ -366,6 +368,39 @@ class DataFrame(Results, Writing):
         return dataset.to_arrow_table() if isinstance(dataset, (ArrowTableDataSet, PandasDataSet)) else None
 
     # inside
+
+    def _with_partition_column(self, settings: dict[str, Any], is_added: bool = False) -> dict[str, Any]:
+        """Settings of a hash partition with the column of partition numbers, which is left out of the rows unless they say otherwise.
+
+        A column that an earlier job has left in its files is data: it must neither be lost nor be taken for the numbers.
+
+        Args:
+            is_added: the column is made before rows are cut, and can't replace one.
+
+        Raises:
+            InvalidArgument: the rows have a column of that name already.
+        """
+        default = HashPartitionNode.default_data_partition_column
+        settings = {"drop_partition_column": True, "data_partition_column": default, **settings}
+        column, is_dropped, schema = settings["data_partition_column"], settings["drop_partition_column"], self._columns
+        taken = {name.lower() for name in schema or ()}
+        if column == default and is_dropped and not settings.get("hive_partitioning"):
+            while column.lower() in taken or (schema is None and column == default):
+                column += "_"
+        elif column.lower() in taken and (is_added or column != default):
+            raise InvalidArgument(f"there is a column {column!r} already: give data_partition_column another name")
+        return {**settings, "data_partition_column": column}
+
+    @property
+    def _is_of_text(self) -> bool:
+        """Whether these are files of which nobody knows where a row begins without reading them."""
+        return isinstance(self.plan, DataSourceNode) and isinstance(self.plan.dataset, (CsvDataSet, JsonDataSet))
+
+    @property
+    def _columns(self) -> list[str] | None:
+        """The names of the columns, as far as they are known."""
+        schema = schema_of(self.plan)
+        return None if schema is None else names_in(schema)
 
     @property
     def _ctx(self) -> Any:

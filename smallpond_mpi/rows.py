@@ -209,7 +209,12 @@ def _unfit() -> tuple[type[Exception], ...]:
     """What Arrow raises about values that fit no type, or not the given one."""
     import pyarrow as arrow
 
-    return (arrow.ArrowInvalid, arrow.ArrowTypeError, arrow.ArrowNotImplementedError, OverflowError, UnicodeError)
+    return (
+        arrow.ArrowNotImplementedError,
+        OverflowError,
+        TypeError,
+        ValueError,
+    )  # of its own, and of values like pandas' NaT
 
 
 def _row(func: Callable[..., Any], row: Any) -> Row:

@@ -9,7 +9,7 @@ What runs before MPI starts is the fork server alone: children must not descend 
 import os
 from collections.abc import Sequence
 from threading import RLock
-from typing import Any
+from typing import Any, Never
 
 from smallpond_mpi.common import InvalidArgument
 from smallpond_mpi.config import Config
@@ -43,6 +43,11 @@ class SessionBase:
         self._ctx.num_slots = self._runtime_ctx.num_slots
         self._element: ThisElement | None = None
         self._one_at_a_time = RLock()
+
+    def __reduce__(self) -> Never:
+        raise TypeError(
+            "a session stays where it was made, and so do its DataFrames: take their rows (to_arrow, take_all) before, or join them"
+        )
 
     @property
     def _runtime_ctx(self) -> RuntimeContext:

@@ -168,6 +168,12 @@ def cut_data_written(session, inputs):
     df.write_parquet(f"{inputs}/out")
 
 
+@fails(CorruptInput, ValueError, says=("truncated.parquet", "make or copy the file again"))
+def truncated_data_written(session, inputs):
+    df = session.read_parquet(f"{inputs}/truncated.parquet")  # HERE
+    df.repartition(1).write_parquet(f"{inputs}/out")
+
+
 @fails(SchemaMismatch, ValueError, says=("good.parquet", "other.parquet", "'c' is only in the second"))
 def schemas_that_do_not_fit_written(session, inputs):
     files = [f"{inputs}/good.parquet", f"{inputs}/other.parquet"]
@@ -391,6 +397,17 @@ def lock_in_a_closure(session, inputs):
     df.take_all()
 
 
+@fails(CannotPickle, TypeError, says=("Can't pickle task", "a session stays where it was made", "to_arrow", "join"))
+def dataframe_in_a_closure(session, inputs):
+    others = session.from_items([1, 2])
+
+    def among(row):
+        return {"of": others.count()}
+
+    df = session.from_items([1]).map(among)  # HERE
+    df.take_all()
+
+
 @fails(CannotPickle, TypeError, says=("Can't pickle task", "make it inside the function"))
 def logger_in_a_closure(session, inputs):
     class Holder:
@@ -527,6 +544,23 @@ def rows_that_do_not_fit_the_schema(session, inputs):
     import pyarrow as pa
 
     df = session.from_items([1]).map(lambda row: {"a": "x"}, schema=pa.schema({"a": pa.int64()}))  # HERE
+    df.take_all()
+
+
+@fails(SchemaMismatch, ValueError, says=("'at'", "NaT", "give schema="))
+def value_that_arrow_does_not_know(session, inputs):
+    import pandas as pd
+
+    df = session.from_items([1]).map(lambda row: {"at": pd.NaT})  # HERE
+    df.take_all()
+
+
+@fails(SchemaMismatch, ValueError, says=("'a'", "non-nullable", "leave it out of the schema"))
+def null_where_the_schema_has_none(session, inputs):
+    import pyarrow as pa
+
+    schema = pa.schema([pa.field("a", pa.int64(), nullable=False)])
+    df = session.from_items([1]).map(lambda row: {"a": None}, schema=schema)  # HERE
     df.take_all()
 
 

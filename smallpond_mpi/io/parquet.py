@@ -217,10 +217,19 @@ def open_parquet(
 FOOTER_TAIL_BYTES = 8  # its length and the magic
 
 
+MAX_COLUMNS_LOOKED_AT = 256
+"""Columns of row groups, of one file. Each look is a read somewhere else."""
+
+
 def check_not_cut(file: pq.ParquetFile, path: str) -> None:
-    """Raise CorruptInput if the footer of a local file tells of columns that would lie behind its own beginning: bytes were lost."""
+    """Raise CorruptInput if bytes of a local file were lost, as far as that is seen without reading it.
+
+    Its footer tells of columns that would lie behind its own beginning, or there is nothing where one begins: a copy that was not finished, or a
+    crash of the machine, leaves zeros, which no page's header begins with.
+    """
     metadata = file.metadata
     data_end = os.path.getsize(path) - FOOTER_TAIL_BYTES - metadata.serialized_size
+    begins: list[tuple[int, str, int]] = []
     for group in range(metadata.num_row_groups):
         row_group = metadata.row_group(group)
         for index in range(row_group.num_columns):
@@ -230,6 +239,14 @@ def check_not_cut(file: pq.ParquetFile, path: str) -> None:
                 raise CorruptInput(
                     f"{path!r} is not whole: column {column.path_in_schema!r} of row group {group} should end at byte "
                     f"{begin + column.total_compressed_size}, but the data end at byte {data_end}; {CORRUPT_ADVICE}"
+                )
+            if column.num_values:
+                begins.append((begin, column.path_in_schema, group))
+    with open(path, "rb", buffering=0) as content:
+        for begin, name, group in begins[:: 1 + len(begins) // MAX_COLUMNS_LOOKED_AT]:
+            if os.pread(content.fileno(), 1, begin) == b"\0":
+                raise CorruptInput(
+                    f"{path!r} is not whole: there are zeros at byte {begin}, where column {name!r} of row group {group} should begin; {CORRUPT_ADVICE}"
                 )
 
 

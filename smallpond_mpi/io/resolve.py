@@ -38,14 +38,14 @@ def resolve(paths: Sequence[str], recursive: bool = False) -> list[str]:
     """The files, in the order of `paths`; those of a pattern or directory sorted. A path listed twice counts twice.
 
     A path is looked at only if it may be more than one file: patterns, names without a suffix (which are directories more often than
-    not), and every path with `recursive`. Raises InputNotFound for a pattern that matches nothing, and a directory of directories.
+    not), and every path with `recursive`. What is there under a pattern's own name is meant by it. Raises InputNotFound for a pattern that matches nothing, and a directory of directories.
     """
     files: list[str] = []
     for path in map(without_scheme, paths):
         if is_url(path):
             files.append(path)
-        elif has_magic(path):
-            files.extend([path] if os.path.isfile(path) else match(path, recursive))
+        elif has_magic(path) and not os.path.exists(path):
+            files.extend(match(path, recursive))
         elif (recursive or not os.path.splitext(path)[1]) and os.path.isdir(path):
             found = files_in(path, recursive)
             if not found and not recursive and files_in(path, True):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from smallpond_mpi.logical.dataset import DataSet
 
 KEY_ADVICE = "what rows are partitioned by must be numbers of partitions"
+FRACTIONAL = frozenset({"float", "double", "decimal"})
 
 
 class HashPartitionTask(RowPartitionTask):
@@ -118,7 +119,8 @@ class HashPartitionTask(RowPartitionTask):
 
     def key_expression(self, conn: duckdb.DuckDBPyConnection, names: Sequence[str], types: Sequence[Any]) -> str:
         if self.shuffle_only:
-            return f"CAST({quote_name(names[0])} AS BIGINT)"
+            # what would be rounded on the way to a whole number is looked at as it is
+            return f"CAST({quote_name(names[0])} AS {'DOUBLE' if types[0].id in FRACTIONAL else 'BIGINT'})"
         return partition_number(names, types, self.npartitions)
 
     def partitions_of(self, keys: pa.Array | None, num_rows: int) -> Int64s:
@@ -127,11 +129,17 @@ class HashPartitionTask(RowPartitionTask):
             return self.numpy_random_gen.integers(0, self.npartitions, num_rows)
         if keys.null_count:
             raise InvalidArgument(f"partition key NULL is out of range 0-{self.npartitions - 1}: {KEY_ADVICE}")
-        numbers: Int64s = np.from_dlpack(keys).astype(np.int64, copy=False)  # to_numpy() would load pandas
+        numbers = np.from_dlpack(keys)  # to_numpy() would load pandas
+        broken = numbers[numbers != np.floor(numbers)] if numbers.dtype.kind == "f" else numbers[:0]
+        if len(broken):
+            raise InvalidArgument(
+                f"partition key {broken[0]} is not a whole number: {KEY_ADVICE} (SQL's // divides without a rest)"
+            )
         wrong = numbers[(numbers < 0) | (numbers >= self.npartitions)]
         if len(wrong):
             raise InvalidArgument(f"partition key {wrong[0]} is out of range 0-{self.npartitions - 1}: {KEY_ADVICE}")
-        return numbers
+        whole: Int64s = numbers.astype(np.int64, copy=False)
+        return whole
 
     def order_within(self, order: Any, counts: Int64s) -> Any:
         """With random_shuffle the rows of each partition are at random."""

@@ -151,13 +151,13 @@ class _Keys:
 
 
 def survives_duckdb(dataset: ParquetDataSet) -> bool:
-    """Whether all columns come out of DuckDB with the types that Arrow reads: not nested, without a time
-    zone, not unified by name, and with names that differ in more than case."""
+    """Whether all columns come out of DuckDB with the names and types that Arrow reads: not nested, without a time
+    zone, not unified by name, and with names, which differ in more than case."""
     if dataset.union_by_name:
         return False
     (first, *_) = dataset.resolved_row_ranges
     schema = schema_of(first, dataset.columns)
-    if len({name.lower() for name in schema.names}) < len(schema):
+    if not all(schema.names) or len({name.lower() for name in schema.names}) < len(schema):
         return False
     return all(
         reads_alike(field.type) and not pa.types.is_nested(field.type) and getattr(field.type, "tz", None) is None

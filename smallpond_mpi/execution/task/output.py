@@ -10,7 +10,13 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from smallpond_mpi.common import DEFAULT_ROW_GROUP_SIZE, DataRootUnusable, InvalidArgument, SmallpondError
+from smallpond_mpi.common import (
+    DEFAULT_ROW_GROUP_SIZE,
+    DataRootUnusable,
+    InvalidArgument,
+    SchemaMismatch,
+    SmallpondError,
+)
 from smallpond_mpi.execution.failures import DISK_ERRORS
 from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin, struct_literal
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
@@ -31,7 +37,7 @@ NO_DICTIONARY = "DICTIONARY_SIZE_LIMIT 1"
 
 @contextmanager
 def write_errors_told() -> Iterator[None]:
-    """Tells an output that can't be written for want of space, or of permission, or because Parquet has no such type, from other errors."""
+    """Tells an output that can't be written for want of space, or of permission, or because its schema or Parquet has no such values, from other errors."""
     end_copies()
     try:
         yield
@@ -39,6 +45,12 @@ def write_errors_told() -> Iterator[None]:
         if "to Parquet" not in str(error):
             raise
         raise InvalidArgument(f"Parquet can't hold the output: {error}; give the column another type") from error
+    except pa.ArrowInvalid as error:
+        if "non-nullable" not in str(error):
+            raise
+        raise SchemaMismatch(
+            f"{error}: leave it out of the schema that it can't be NULL, or the NULLs out of the rows"
+        ) from error
     except OSError as error:
         if isinstance(error, SmallpondError) or error.errno not in DISK_ERRORS:
             raise

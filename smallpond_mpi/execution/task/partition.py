@@ -175,7 +175,9 @@ class EvenlyDistributedPartitionProducerTask(PartitionProducerTask):
                 )
             partition_by_rows = getattr(dataset, "partition_by_rows", None)
             if partition_by_rows is None:
-                raise InvalidArgument(f"only Parquet files can be partitioned by rows, not {dataset!r}")
+                raise InvalidArgument(
+                    f"only Parquet files can be partitioned by rows, not {dataset!r}: read them by a SqlEngineNode first (select * from {{0}})"
+                )
             return self._set_parts(partition_by_rows(self.npartitions, self.random_shuffle))
 
 

@@ -15,6 +15,7 @@ of a sink finds there of its own from what another sink put there (`DataSinkTask
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -29,6 +30,8 @@ from smallpond_mpi.io.exchange import exchange, sync
 NEVER = frozenset({errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EROFS})
 """Why a directory can't be made, now or when it is tried again."""
 MANIFEST_FILENAME = ".MANIFEST.txt"
+MAX_COUNTED = 1000
+"""Of files that stand in the way, as many are counted for the error."""
 
 
 SinkMode = Literal["error", "overwrite", "append"]
@@ -99,9 +102,9 @@ def _replace_all(stage: str, output_path: str) -> None:
         _change_places(stage, output_path)
         return
     staged = files_below(stage)
-    before = _data_below(output_path)
+    before = set(_data_below(output_path))
     _add(stage, output_path, keep_listed=False)
-    _remove(output_path, set(before) - set(staged))
+    _remove(output_path, before - set(staged))
 
 
 def _add(stage: str, output_path: str, keep_listed: bool = True) -> None:
@@ -138,12 +141,14 @@ def _alone_in(directory: str) -> Iterator[None]:
 
 def files_below(directory: str) -> list[str]:
     """The files in a directory and in those below it, by their paths within it, sorted."""
-    found = [
-        os.path.relpath(os.path.join(place, name), directory)
-        for place, _, names in os.walk(directory)
-        for name in names
-    ]
-    return sorted(found)
+    return sorted(_walk(directory))
+
+
+def _walk(directory: str) -> Iterator[str]:
+    """The same, as they are found: who asks whether there is one of others must not wait for millions of them."""
+    for place, _, names in os.walk(directory):
+        for name in names:
+            yield os.path.relpath(os.path.join(place, name), directory)
 
 
 def _has_files(stage: str) -> bool:
@@ -290,21 +295,23 @@ def check_holds_only(output_path: str, names: Iterable[str]) -> None:
     Raises:
         OutputExists: naming the path and some of what is there.
     """
-    others = sorted(set(_data_below(output_path)) - set(names))
+    allowed = set(names)
+    others = sorted(itertools.islice((name for name in _data_below(output_path) if name not in allowed), MAX_COUNTED))
     if others:
+        more = " at least" if len(others) == MAX_COUNTED else ""
         raise OutputExists(
-            f"output path {output_path} holds files already ({_shown(others)}), and mode='error' was given: remove them, give another path, "
+            f"output path {output_path} holds files already ({_shown(others, more)}), and mode='error' was given: remove them, give another path, "
             "or mode='overwrite' or 'append'"
         )
 
 
-def _shown(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def _shown(names: Sequence[str], at_least: str = "") -> str:
+    return ", ".join(names[:3]) + (f" and{at_least} {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _data_below(output_path: str) -> list[str]:
+def _data_below(output_path: str) -> Iterator[str]:
     """The files at an output path but for those that wait in staging within it; none if it is not there."""
-    return [name for name in files_below(output_path) if not name.startswith(".staging" + os.sep)]
+    return (name for name in _walk(output_path) if not name.startswith(".staging" + os.sep))
 
 
 def check_can_be_made(output_path: str) -> None:
@@ -358,8 +365,12 @@ def _foreign_entries(directory: str, job_id: str) -> Iterator[str]:
 
 def _holds_only_ours(directory: str, job_id: str) -> bool:
     """Whether a node's output directory ({name}/{job_id}.{attempt}) holds results of this job alone."""
-    names = files_below(directory)
-    return bool(names) and all(job_id in name for name in names)
+    is_any = False
+    for name in _walk(directory):
+        if job_id not in name:
+            return False
+        is_any = True
+    return is_any
 
 
 def remove_staging(path: str, levels_above: int = 1) -> None:

@@ -366,7 +366,9 @@ def merge_datasets(datasets: Sequence[D], kind: type[Any] | None = None) -> D:
     kind = kind or next(base for base in type(first).__mro__ if "merge" in vars(base))
     for dataset in merged:
         if not isinstance(dataset, kind):
-            raise InvalidArgument(f"can't merge {dataset!r} with {first!r}: they are of different kinds")
+            raise InvalidArgument(
+                f"can't merge {dataset!r} with {first!r}: they are of different kinds; read each by a query first (select * from {{0}})"
+            )
         if dataset.columns != first.columns and (dataset.columns and first.columns):
             raise InvalidArgument(
                 f"can't merge columns {dataset.columns} of {dataset!r} with {first.columns} of {first!r}"

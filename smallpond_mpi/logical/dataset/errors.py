@@ -18,6 +18,7 @@ from smallpond_mpi.common import (
     SmallpondError,
     TaskFailed,
 )
+from smallpond_mpi.io.arrow_types import UNION_ADVICE
 from smallpond_mpi.io.memory import json_object_bytes
 from smallpond_mpi.io.parquet import CORRUPT_ADVICE, translate_arrow
 from smallpond_mpi.io.resolve import not_there
@@ -49,6 +50,7 @@ ADVICE = {
 CSV_ADVICE = "correct the file, or what schema= and delim= say of it (varchar takes any text)"
 READS_FILES = re.compile(r"CREATE OR REPLACE TEMP VIEW \w+ AS .*read_(csv|json)\(", re.DOTALL)
 SHOWN_QUERY = re.compile(r"\n\s*LINE \d+: ")
+MISFIT = re.compile(r"not found in FROM clause|No function matches the given name and argument types")
 CSV_LINE = re.compile(r"CSV Error on Line: (\d+)\n(?:Original Line: (.*)\n)?(.*)")
 CSV_FILE = re.compile(r"^\s*file = (.*)$", re.MULTILINE)
 JSON_OBJECT = re.compile(r'"maximum_object_size" of (\d+) bytes exceeded')
@@ -83,6 +85,7 @@ def translate(error: Exception, query: str = "", datasets: "Sequence[DataSet]" =
         why = " ".join(SHOWN_QUERY.split(text, maxsplit=1)[0].split())
         return InvalidQuery(f"can't read {_path_in(text, datasets)!r}: {why} Correct its schema=")
     if isinstance(error, duckdb.Error):
+        text += _files_at_fault(text, datasets)
         text += next((f"\n{advice}" for of_kind, advice in ADVICE.items() if isinstance(error, of_kind)), "")
         return InvalidQuery(f"{text}\nin the query: {query[:SHOWN_QUERY_CHARS]}" if query else text)
     return translate_arrow(error, _path_in(text, datasets))
@@ -109,6 +112,15 @@ def _in_short(text: str, kind: type[BadInput]) -> str:
     where = f"{file.group(1)!r}, line {line}" if file else f"line {line}"
     shown = f" (the line: {content})" if content else ""
     return f"CSV file {where} does not fit the schema: {reason.rstrip('. ')}{shown}; {CSV_ADVICE}"
+
+
+def _files_at_fault(text: str, datasets: "Sequence[DataSet]") -> str:
+    """Which files of the user a query reads that does not fit their columns: it may fit the others of them."""
+    files = [path for dataset in datasets if not dataset.recorded_file_sizes for path in dataset.resolved_paths]
+    if not files or not MISFIT.search(text):
+        return ""
+    more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+    return f"\nwhat it reads: {files[0]!r}{more} (if the files of a table have different columns: {UNION_ADVICE})"
 
 
 def _path_in(text: str, datasets: "Sequence[DataSet]") -> str:

@@ -123,6 +123,7 @@ TYPES = ("link", "copy", "link_or_copy")
 CUTS: dict[str, Callable[[bytes], bytes]] = {
     "end": lambda content: content[:-50],
     "middle": lambda content: content[:2000] + content[2001:],
+    "zeros": lambda content: content[:4] + bytes(3000) + content[3004:],
     "text": lambda content: b"a,b\n1,one\n" * 10,
     "empty": lambda content: b"",
 }
@@ -270,6 +271,30 @@ def test_files_of_others_are_an_error_before_anything_runs(ctx: RuntimeContext, 
     (output / foreign).write_text("/somebody/elses.parquet\n")
     with pytest.raises(OutputExists, match=foreign.partition("/")[0]):
         publisher(ctx, output, [])
+
+
+@pytest.mark.parametrize(
+    ("check", "most"),
+    [
+        (lambda path: publish_module.check_no_foreign_files(path, "job"), 1),
+        (lambda path: publish_module.check_holds_only(path, ()), publish_module.MAX_COUNTED),
+    ],
+)
+def test_a_large_tree_of_others_is_not_walked_to_the_end(
+    check: Callable[[str], None], most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered: list[str] = []
+
+    def walk(top: str) -> Iterator[tuple[str, list[str], list[str]]]:
+        for number in range(10**9):
+            entered.append(f"{top}/{number}")
+            yield f"{top}/{number}", [], ["theirs.parquet"]
+
+    monkeypatch.setattr(publish_module.os, "walk", walk)
+    (tmp_path / "out" / "theirs").mkdir(parents=True)
+    with pytest.raises(OutputExists, match="theirs"):
+        check(str(tmp_path / "out"))
+    assert len(entered) == most
 
 
 def test_files_of_others_that_came_meanwhile_are_an_error_too(

@@ -151,6 +151,13 @@ def test_types_survive(ctx, parquet, engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ["", " ", "a.b", "{0}", '"q"'])
+def test_names_of_columns_survive(ctx, parquet, engine: str, name: str) -> None:
+    output = run(hashed(ctx, engine, parquet({"k": [1, 2], name: [3, 4]}), "k", n=1, drop_partition_column=True))
+    assert output[0].to_arrow_table().column_names == ["k", name]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_partition_number_given_in_a_column(ctx, parquet, engine: str) -> None:
     dataset = parquet({"a": list(range(20)), "p": pa.array([i % 10 for i in range(20)], pa.int16())})
     output = run(hashed(ctx, engine, dataset, n=10, shuffle_only=True, data_partition_column="p"))
@@ -169,6 +176,18 @@ def test_partition_number_out_of_range(ctx, parquet, engine: str, number: int | 
     assert attempt(task) is WorkStatus.CRASHED
     assert isinstance(task.exception, InvalidArgument)
     assert f"partition key {shown} is out of range 0-9" in str(task.exception)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("kind", [pa.float32(), pa.float64(), pa.decimal128(5, 1)])
+def test_partition_number_must_be_whole(ctx, parquet, engine: str, kind: pa.DataType) -> None:
+    whole = parquet({"a": [5, 6], "p": pa.array([2.0, 0.0]).cast(kind)})
+    output = run(hashed(ctx, engine, whole, n=3, shuffle_only=True, data_partition_column="p"))
+    assert [rows(part, "a") for part in output] == [[(6,)], [], [(5,)]]
+    broken = parquet({"a": [5, 6], "p": pa.array([2.0, 0.5]).cast(kind)})
+    task = hashed(ctx, engine, broken, n=3, shuffle_only=True, data_partition_column="p")
+    assert attempt(task) is WorkStatus.CRASHED
+    assert "partition key 0.5 is not a whole number" in str(task.exception)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
