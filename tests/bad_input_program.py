@@ -721,6 +721,15 @@ def pandas_that_is_none(session, inputs):
     session.from_pandas([1])  # HERE
 
 
+@fails(InvalidArgument, ValueError, says=("Parquet can't hold", "null encoded in dictionary", "another type"))
+def dictionary_with_a_null_in_it(session, inputs):
+    import pyarrow as pa
+
+    table = pa.table({"a": pa.DictionaryArray.from_arrays(pa.array([0, 1], pa.int8()), pa.array(["x", None]))})
+    df = session.from_arrow(table)  # HERE
+    df.map_batches(lambda rows: rows).to_arrow()
+
+
 @fails(InvalidArgument, ValueError, says=("no columns",))
 def items_without_columns(session, inputs):
     df = session.from_items([{}, {}]).map("1 as one")  # HERE

@@ -53,6 +53,25 @@ def test_rows_handed_on_keep_values_and_types(session: sp.Session, through: Call
     assert found.to_pylist() == expected.to_pylist()
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("count", [0, 2, 5, 100])
+def test_first_rows_are_as_all_rows(session: sp.Session, parts: int, count: int) -> None:
+    given = session.from_arrow(
+        pa.table(
+            {
+                "wait": pa.array([1, None, 3, 4, 5], pa.duration("us")),
+                "Wait": pa.array(["x", "y", "x", None, "z"]).dictionary_encode(),
+                "at": pa.array([0, 1, 2, 3, None], pa.timestamp("ms", "Europe/Berlin")),
+                "pair": pa.array([[1, 2]] * 5, pa.list_(pa.int8(), 2)),
+                "half": pa.array([1.5] * 5, pa.float16()),
+            }
+        )
+    ).repartition(parts, by_rows=True)
+    every, first = given.to_arrow(), given.limit(count).to_arrow()
+    assert first.schema.equals(every.schema)
+    assert first.to_pylist() == given.take(count) == every.to_pylist()[:count]
+
+
 def test_a_map_stays_a_map_when_it_is_changed(session: sp.Session) -> None:
     maps = session.from_items([1, 2]).select(m="map {'a': item}")
     more = maps.map(lambda row: {"m": [*row["m"], ("b", 7)]})

@@ -1,6 +1,7 @@
 """Parquet output of tasks, and what is known of inputs: every file tells where it comes from, and what is in it travels with the dataset."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -35,14 +36,29 @@ if TYPE_CHECKING:
 NO_DICTIONARY = "DICTIONARY_SIZE_LIMIT 1"
 
 
+UNWRITABLE = re.compile("to Parquet|Writing DictionaryArray")
+
+
+@contextmanager
+def _unmasked() -> Iterator[None]:
+    """Of a file that could not be written Arrow's writer tells that it was not closed, instead of why."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "writer close" not in str(error) or error.__context__ is None:
+            raise
+        raise error.__context__ from None
+
+
 @contextmanager
 def write_errors_told() -> Iterator[None]:
     """Tells an output that can't be written for want of space, or of permission, or because its schema or Parquet has no such values, from other errors."""
     end_copies()
     try:
-        yield
+        with _unmasked():
+            yield
     except pa.ArrowNotImplementedError as error:
-        if "to Parquet" not in str(error):
+        if not UNWRITABLE.search(str(error)):
             raise
         raise InvalidArgument(f"Parquet can't hold the output: {error}; give the column another type") from error
     except pa.ArrowInvalid as error:

@@ -19,7 +19,16 @@ from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.task.base import Task
 from smallpond_mpi.execution.task.deps import Dependencies
 from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin, rows_for, split_statements
-from smallpond_mpi.execution.task.output import copy_to_parquet, input_facts, is_unknown, nothing_of, written_dataset
+from smallpond_mpi.execution.task.keyed_rows import survives_duckdb
+from smallpond_mpi.execution.task.output import (
+    copy_dataset,
+    copy_to_parquet,
+    input_facts,
+    is_unknown,
+    nothing_of,
+    write_errors_told,
+    written_dataset,
+)
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.logical.dataset import ParquetDataSet, SqlQueryDataSet
 
@@ -64,6 +73,8 @@ class SqlEngineTask(ExecSqlQueryMixin, Task):
     """
 
     memory_overcommit_ratio = 0.9
+    # Set where that many first rows of the only input are all that the query gives: they keep their types, of which DuckDB has fewer.
+    limit: int | None = None
 
     def __init__(
         self,
@@ -145,12 +156,22 @@ class SqlEngineTask(ExecSqlQueryMixin, Task):
         if facts is not None:
             self.perf_metrics["num input rows"] = facts.num_rows
             self.adjust_row_group_size(facts.num_bytes, facts.num_rows)
+        if self.limit is not None and isinstance(datasets[0], ParquetDataSet) and not survives_duckdb(datasets[0]):
+            self._copy_first_rows(datasets[0], self.limit)
+            return True
         written: list[FileFacts] = []
         for index, batch in enumerate(self._batches(datasets)):
             written += self._run_batch(index, batch)
         self.perf_metrics["num output rows"] = sum(file.num_rows for file in written)
         self.dataset = written_dataset(self, written)
         return True
+
+    def _copy_first_rows(self, dataset: ParquetDataSet, limit: int) -> None:
+        self.add_elapsed_time()
+        with write_errors_told():
+            self.dataset = copy_dataset(self, dataset.first_rows(limit), f"{self.output_filename}-0.parquet")
+        self.perf_metrics["num output rows"] = self.dataset.num_rows
+        self.add_elapsed_time("output dump time (secs)")
 
     def _batches(self, datasets: "list[DataSet]") -> "Iterable[list[DataSet]]":
         if self.batched_processing and isinstance(datasets[0], ParquetDataSet):

@@ -376,6 +376,17 @@ class ParquetDataSet(DataSet):
                 item = item.cut(taken.num_rows, item.num_rows)
         return [self._with_ranges(part) if part else self._without_rows() for part in parts]
 
+    def first_rows(self: P, count: int) -> P:
+        """The first `count` rows, or all if there are fewer."""
+        self.learn_columns()
+        taken: list[RowRange] = []
+        for item in self.resolved_row_ranges:
+            if not count:
+                break
+            taken.append(item.take(count))
+            count -= taken[-1].num_rows
+        return self._with_ranges(taken) if taken else self._without_rows()
+
     def load_partitioned_datasets(
         self: P, npartition: int, data_partition_column: str, hive_partitioning: bool = False
     ) -> list[P]:

@@ -184,7 +184,23 @@ class LimitNode(SqlEngineNode):
     def __init__(self, ctx: Context, input_dep: Node, limit: int) -> None:
         super().__init__(ctx, (input_dep,), "SELECT * FROM {0}")
         self.limit = self._whole_number("limit", limit, 0)
-        self.sql_queries = [f"SELECT * FROM {{0}} LIMIT {self.limit}"]
+        self.sql_queries = [self._query]
+
+    @property
+    def _query(self) -> str:
+        return f"SELECT * FROM {{0}} LIMIT {self.limit}"
+
+    def create_task(
+        self, runtime_ctx: "RuntimeContext", input_deps: "list[Task]", partition_infos: "list[PartitionInfo]"
+    ) -> "Task":
+        from smallpond_mpi.execution.task.sql import SqlEngineTask
+
+        task = super().create_task(runtime_ctx, input_deps, partition_infos)
+        if isinstance(task, SqlEngineTask) and self.sql_queries == [
+            self._query
+        ]:  # the optimizer may have put in an order
+            task.limit = self.limit
+        return task
 
     def shape(self, inputs: list[Shape]) -> Shape:
         return Shape({})
