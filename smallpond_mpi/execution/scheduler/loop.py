@@ -385,8 +385,10 @@ class SchedulerLoop:
         attempt, failure = ended.attempt, ended.failure
         self._ended[attempt] = ended
         if failure is not None and attempt.id in self._tasks:
+            task = self._tasks[attempt.id]
+            task.retry_count, task.sched_epoch = attempt.retry, attempt.epoch
             self._remember_failure(attempt.id, failure)
-            self._observer.attempt_failed(self._tasks[attempt.id], attempt, failure, ended.elapsed_secs)
+            self._observer.attempt_failed(task, attempt, failure, ended.elapsed_secs)
         self._handle(
             events.AttemptEnded(
                 rank,
