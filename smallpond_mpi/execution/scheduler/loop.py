@@ -306,7 +306,8 @@ class SchedulerLoop:
         sent = self._send()
         stepped = self._executor.step(0.0)
         now = self._clock()
-        self._observer.tick(now)
+        if self._finished is None:  # else it is told of the end next, once
+            self._observer.tick(now)
         if came or sent or stepped:
             self._last_news = now
             return
