@@ -1,5 +1,6 @@
 """What of the user's script travels by value, so that workers need no copy of it: functions and classes of `__main__` (cloudpickle does
-that by itself), those of modules that lie beside the script, and functions of both that remember their results (`functools.cache`).
+that by itself), those of modules that lie beside the script, and functions of both that remember their results (`functools.cache`). All of them
+still know the file that they come from: tracebacks name it.
 """
 
 import contextlib
@@ -8,7 +9,7 @@ import os
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Mapping
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 import cloudpickle
@@ -75,4 +76,17 @@ def _cached(function: Callable[..., Any], maxsize: int | None, typed: bool) -> A
     return functools.lru_cache(maxsize, typed)(function)
 
 
+_reduce_nameless: Callable[[CodeType], tuple[Any, ...]] = cloudpickle.CloudPickler.dispatch_table[CodeType]
+
+
+def _reduce_code(code: CodeType) -> tuple[Callable[..., CodeType], tuple[Any, ...]]:
+    """Code with the name of its file, for which cloudpickle (3.1.3) puts "<dynamic-code>"."""
+    return _code, (code.co_filename, _reduce_nameless(code)[1])
+
+
+def _code(filename: str, arguments: tuple[Any, ...]) -> CodeType:
+    return CodeType(*arguments).replace(co_filename=filename)
+
+
 cloudpickle.CloudPickler.dispatch_table[functools._lru_cache_wrapper] = _reduce_cached
+cloudpickle.CloudPickler.dispatch_table[CodeType] = _reduce_code

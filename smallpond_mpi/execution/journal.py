@@ -130,7 +130,8 @@ def epochs_of(paths: JobPaths) -> list[int]:
         names = os.listdir(paths.journal)
     except FileNotFoundError:
         return []
-    return sorted(int(name.removesuffix(".log")) for name in names if name.endswith(".log"))
+    epochs = (name.removesuffix(".log") for name in names if name.endswith(".log"))
+    return sorted(int(epoch) for epoch in epochs if epoch.isdecimal())  # a copy that somebody made is nobody's log
 
 
 class Journal:

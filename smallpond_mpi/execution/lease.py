@@ -163,7 +163,7 @@ def _is_renewed(path: str, seen: str, sleep: Callable[[float], None]) -> bool:
 def _read(path: str) -> tuple[Owner | None, str]:
     """Who is written down, and the text itself: it changes with each renewal."""
     with open(path, errors="replace") as file:
-        return _parse(file.read())
+        return _parse(file.read(_FILE_BYTES))
 
 
 def read_owner(path: str) -> tuple[Owner | None, str]:

@@ -42,7 +42,7 @@ def test_an_exception_anywhere_crashes_it_and_cleanup_is_called(failing: Facts) 
     assert hooks(failing, "user error in cleanup")[-1] == "cleanup SUCCEED"
     for where in ("initialize", "run", "finalize", "cleanup"):
         told = failing.told[f"user error in {where}"]
-        assert (told["status"], told["fail_count"]) == ("CRASHED", 2)
+        assert (told["status"], told["fail_count"], told["retry_count"]) == ("CRASHED", 2, 1)
 
 
 def test_a_users_exception_comes_back_as_text(failing: Facts) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from smallpond_mpi.execution.executor import core
 from smallpond_mpi.execution.model import FailureKind
 from smallpond_mpi.execution.protocol import (
     Alive,
@@ -360,6 +361,21 @@ def test_checkpoints_come_before_the_end(bench: Bench) -> None:
     told = [m for m in bench.messages if isinstance(m, Checkpoint | Ended)]
     assert told[:2] == [Checkpoint(one.attempt, b"a"), Checkpoint(one.attempt, b"b")]
     assert isinstance(told[2], Ended)
+
+
+def test_a_fork_server_that_does_nothing_is_replaced(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was stopped, or its libraries lie on a file system that hangs: what waited for a child of it waited for ever."""
+    first = bench.server.pid
+    os.kill(first, signal.SIGSTOP)
+    monkeypatch.setattr(core, "START_SECS", 0.2)
+    monkeypatch.setattr(core, "UNKILLABLE_SECS", 0.2)
+    (ended,) = bench.run(task(1, "pid"))
+    monkeypatch.undo()
+    assert ended.failure is not None
+    assert ended.failure.kind is FailureKind.NOT_STARTED
+    assert "was not ready within" in ended.failure.message
+    assert gone(first)
+    assert result(bench.run(task(2, "pid"))[0])
 
 
 def test_stopping_what_waits_and_what_is_over(bench: Bench) -> None:

@@ -55,6 +55,11 @@ class KillChild:
 
 
 @dataclass(frozen=True, slots=True)
+class KillServer:
+    """The fork server does nothing any more. ServerDied follows, and another server."""
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Keep what the child wrote until `output_end` (None: all of it) as this attempt's output, and tell rank 0 of its end."""
 
@@ -78,4 +83,6 @@ class Leave:
     """The session is over."""
 
 
-Command = ForkChild | SendWork | RecallWork | DumpChild | KillChild | Report | BeatHeart | JoinAgain | Leave
+Command = (
+    ForkChild | SendWork | RecallWork | DumpChild | KillChild | KillServer | Report | BeatHeart | JoinAgain | Leave
+)

@@ -21,6 +21,7 @@ from smallpond_mpi.execution.executor.commands import (
     ForkChild,
     JoinAgain,
     KillChild,
+    KillServer,
     Lane,
     Leave,
     RecallWork,
@@ -57,6 +58,9 @@ SHORT_SECS = 0.02  # of work that may lie in a child's socket ahead of time
 MAX_AHEAD = 64
 MAX_AHEAD_BYTES = MB  # larger payloads wait here, not in a socket
 DUMP_SECS = 0.25  # from the request for a traceback to the kill
+START_SECS = (
+    300.0  # for a child to be ready, the start of its fork server included: libraries may come from a slow file system
+)
 UNKILLABLE_SECS = 10.0  # after which an attempt is over although its process can't be killed (state D)
 
 
@@ -331,6 +335,12 @@ class ExecutorCore:
                 self._kill(
                     child, FailureKind.TIMEOUT, "TimeoutError", f"it ran longer than its limit of {limit:g} s", now
                 )
+            elif child.state is ChildState.FORKING:
+                message = f"its child process was not ready within {START_SECS:g} s"
+                self._kill(child, FailureKind.NOT_STARTED, "NotStarted", message, now)
+            elif child.fate is not None and child.fate[0] is FailureKind.NOT_STARTED:
+                self._set_deadline(child, None)
+                self._commands.append(KillServer())  # neither forks nor kills
             else:
                 self._give_up(child, now)
         if self._heartbeat_secs is not None and not self._unheard and now >= self._next_beat:
@@ -382,7 +392,7 @@ class ExecutorCore:
                 is_free = False
                 holder = resource.holder
         if is_free:
-            child = self._take_child(attempt)
+            child = self._take_child(attempt, now)
         elif holder is not None and self._may_line_up(attempt, holder):
             child = holder
             self._outgoing.setdefault(child.id, []).append(attempt)
@@ -410,7 +420,7 @@ class ExecutorCore:
             len(attempt.run.payload) + len(attempt.run.header) <= MAX_AHEAD_BYTES // MAX_AHEAD or len(holder.line) < 2
         )
 
-    def _take_child(self, attempt: Attempt) -> Child:
+    def _take_child(self, attempt: Attempt, now: float) -> Child:
         warm = None if attempt.single else self._idle.get(attempt.lane)
         if warm:
             child = warm.pop()
@@ -421,6 +431,7 @@ class ExecutorCore:
             self._next_child += 1
             self._children[child.id] = child
             self._commands.append(ForkChild(child.id, child.lane))
+            self._set_deadline(child, now + START_SECS)
         child.held = attempt.resources
         for key, share in child.held:
             resource = self._resources[key]

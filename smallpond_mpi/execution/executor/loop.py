@@ -28,6 +28,7 @@ from smallpond_mpi.execution.executor.commands import (
     ForkChild,
     JoinAgain,
     KillChild,
+    KillServer,
     Lane,
     Leave,
     RecallWork,
@@ -332,6 +333,8 @@ class ExecutorLoop:
                 self._fork(child, lane)
             case KillChild(child):
                 self._server.signal(child, signal.SIGKILL)
+            case KillServer():
+                self._server.kill()
             case RecallWork(child):
                 self._recall(child)
             case DumpChild(child):

@@ -135,6 +135,10 @@ class ForkServer:
         """Send a signal to a child; to its whole process group if it is SIGKILL. One that is gone is no error."""
         self._request(Signal(child, signum), [])
 
+    def kill(self) -> None:
+        """End the server; `receive` tells when it is dead."""
+        self._process.kill()
+
     def _request(self, request: Request, fds: list[int]) -> None:
         self._waiting.append((pickle.dumps(request), fds))
         self.flush()

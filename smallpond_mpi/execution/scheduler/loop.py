@@ -307,7 +307,8 @@ class SchedulerLoop:
         sent = self._send()
         stepped = self._executor.step(0.0)
         now = self._clock()
-        self._observer.tick(now)
+        if self._finished is None:  # else it is told of the end next, once
+            self._observer.tick(now)
         if came or sent or stepped:
             self._last_news = now
             return
@@ -386,8 +387,10 @@ class SchedulerLoop:
         attempt, failure = ended.attempt, ended.failure
         self._ended[attempt] = ended
         if failure is not None and attempt.id in self._tasks:
+            task = self._tasks[attempt.id]
+            task.retry_count, task.sched_epoch = attempt.retry, attempt.epoch
             self._remember_failure(attempt.id, failure)
-            self._observer.attempt_failed(self._tasks[attempt.id], attempt, failure, ended.elapsed_secs)
+            self._observer.attempt_failed(task, attempt, failure, ended.elapsed_secs)
         self._handle(
             events.AttemptEnded(
                 rank,

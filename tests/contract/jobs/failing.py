@@ -105,6 +105,7 @@ def main(data_root: str, facts_path: str) -> None:
             "oom": [task.oom(), task.oom(nonzero_exitcode_as_oom=True)],
             "limit raised": task.memory_limit,
             "fail_count": task.fail_count,
+            "retry_count": task.retry_count,
             "own attributes": sorted(attr for attr in task.__dict__ if attr.startswith("my_")),
             "hooks": Path(task.log).read_text().splitlines(),
         }

@@ -74,3 +74,18 @@ def run_elsewhere(data: bytes, argument: str) -> str:
         [sys.executable, "-c", program, argument], input=data, capture_output=True, cwd="/", check=True
     )
     return done.stdout.decode().strip()
+
+
+def test_functions_know_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tracebacks name it and show its lines; and an error in the user's own code is told from one in ours by it."""
+    (tmp_path / "knows_its_file.py").write_text(
+        "def outer(x):\n    def inner():\n        return 1 // x\n    return inner\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    module = __import__("knows_its_file")
+    pickle_by_value_what_lies_beside([str(tmp_path)])
+    for function in (module.outer, module.outer(0)):
+        assert cloudpickle.loads(cloudpickle.dumps(function)).__code__.co_filename == module.__file__
+    made = cloudpickle.loads(cloudpickle.dumps(module.outer))(0)
+    assert made.__code__.co_filename == module.__file__
+    assert made.__code__.co_firstlineno == 2

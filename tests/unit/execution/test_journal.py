@@ -164,6 +164,13 @@ def test_nothing_to_restore(paths: JobPaths) -> None:
     assert (restored.epoch, restored.started, restored.accepted, restored.ended) == (0, None, {}, False)
 
 
+def test_other_files_in_its_directory_are_no_epochs(paths: JobPaths) -> None:
+    write(paths, 0, accepted(1))
+    for name in ("000000 copy.log", "notes.txt", ".000001.log"):
+        Path(paths.journal, name).write_bytes(b"")
+    assert restore(paths).epoch == 1
+
+
 def test_epochs_add_up_and_the_newest_record_of_a_task_counts(paths: JobPaths) -> None:
     write(paths, 0, EpochStarted(7, 1.0, 4), accepted(1), accepted(2), Checkpointed(b"3", b"", b"early"))
     write(paths, 1)  # died before it wrote anything

@@ -113,6 +113,14 @@ def test_what_is_no_owner_is_nobodys(path: str) -> None:
         Lease.take(path, {}, never).release()
 
 
+def test_garbage_behind_what_the_owner_writes_does_not_hide_it(path: str) -> None:
+    Path(path).write_text("x" * 5000)
+    lease = Lease.take(path, {}, never)
+    with pytest.raises(JobOwned, match=f"is run by process {os.getpid()} on"):
+        Lease.take(path, {}, never)
+    lease.release()
+
+
 def test_without_locks_the_same_host_is_watched_too(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_locks(fd: int, operation: int) -> None:
         raise OSError(38, "Function not implemented")

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smallpond_mpi.execution.executor.commands import DumpChild, ForkChild, KillChild, SendWork
+from smallpond_mpi.execution.executor.commands import DumpChild, ForkChild, KillChild, KillServer, SendWork
+from smallpond_mpi.execution.executor.core import START_SECS, UNKILLABLE_SECS
 from smallpond_mpi.execution.executor.events import ChildRefused, MemorySampled, ServerDied, TimePassed
 from smallpond_mpi.execution.model import FailureKind
 from smallpond_mpi.execution.protocol import Heard, Reset, RunTask, Shutdown, StopTask, Welcome
@@ -144,6 +145,24 @@ def test_a_timeout_counts_from_the_begin_writes_a_traceback_and_kills() -> None:
     world.bury_the_killed()
     world.settle()
     assert kinds(world) == {1: FailureKind.TIMEOUT, 2: None}
+
+
+def test_a_child_that_does_not_get_ready_is_killed_and_its_server_too_if_it_does_not_do_that() -> None:
+    world = World(capacity())
+    world.feed(run(1, 0), run(2, 0))
+    assert world.core.next_deadline() == world.now + START_SECS
+    world.now += START_SECS
+    world.feed(TimePassed())
+    assert isinstance(world.log[-1], KillChild)
+    assert not world.ends
+    world.now += UNKILLABLE_SECS
+    world.feed(TimePassed())
+    assert isinstance(world.log[-1], KillServer)
+    assert world.core.next_deadline() is None or world.core.next_deadline() > world.now
+    world.children.clear()
+    world.feed(ServerDied("killed"))
+    world.settle()
+    assert kinds(world) == {1: FailureKind.NOT_STARTED, 2: None}
 
 
 def test_an_attempt_that_ends_just_before_it_is_killed_has_ended() -> None:

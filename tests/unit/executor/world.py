@@ -12,6 +12,7 @@ from smallpond_mpi.execution.executor.commands import (
     ForkChild,
     JoinAgain,
     KillChild,
+    KillServer,
     Lane,
     Leave,
     RecallWork,
@@ -116,7 +117,7 @@ class World:
                 self.beats += 1
             case Leave():
                 self.has_left = True
-            case DumpChild():
+            case DumpChild() | KillServer():
                 pass
         return []
 
