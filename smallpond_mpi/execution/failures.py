@@ -9,6 +9,7 @@ import os
 import resource
 import sysconfig
 import traceback
+from collections.abc import Iterator
 
 from smallpond_mpi import common
 from smallpond_mpi.common import (
@@ -48,13 +49,19 @@ def failure_of(task: Task, host: str, rank: int) -> Failure:
 
 def disk_error(error: BaseException | None) -> OSError | None:
     """The error of a disk that is full or read-only behind an exception, unless it was the user's own code that wrote."""
+    for behind in _chain(error):
+        if isinstance(behind, OSError) and behind.errno in DISK_ERRORS:
+            return None if _passed_user_code(behind) else behind
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and those behind it."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            return None if _passed_user_code(error) else error
+        yield error
         error = error.__cause__ or error.__context__
-    return None
 
 
 def _passed_user_code(error: BaseException) -> bool:
@@ -70,7 +77,12 @@ def failure_from(error: BaseException, host: str, rank: int) -> Failure:
 
 
 def traceback_of_user(error: BaseException) -> str:
-    """The traceback of an exception from the first frame on that is not ours: how the engine got there is of no use to who wrote the function."""
+    """The traceback of an exception from the first frame on that is not ours: how the engine got there is of no use to who wrote the function.
+
+    Empty for an error of ours that no code of the user's had a part in (what a function raised in a query DuckDB tells in a message only).
+    """
+    if isinstance(error, SmallpondError) and not any(map(_passed_user_code, _chain(error))):
+        return ""
     shown = traceback.TracebackException.from_exception(error)
     stack: list[traceback.TracebackException | None] = [shown]
     seen: set[int] = set()

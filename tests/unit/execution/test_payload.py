@@ -374,3 +374,22 @@ def test_checkpoints_are_the_runtime_state(ctx: RuntimeContext) -> None:
     run = RunTask(TaskRuntimeId(task.id, 3, 0), GRANT, packed.header, packed.payload, (packed.blobs[0][0],))
     performer(ctx).perform(run, dict(packed.blobs), pushed.append)
     assert [pickle.loads(state) for state in pushed] == [{"step": 0}, {"step": 1}, {"step": 2}]
+
+
+def test_an_error_of_ours_has_no_traceback_of_ours() -> None:
+    """What a function raised within a query DuckDB tells in a message only: how the engine got there says nothing more."""
+
+    def raised(error: Exception) -> Exception:
+        try:
+            raise error
+        except Exception as caught:  # noqa: BLE001 that is the error
+            return caught
+
+    namespace: dict[str, Any] = {"TaskFailed": TaskFailed}
+    exec(compile("def ours():\n    raise TaskFailed('said by DuckDB')", failures.__file__, "exec"), namespace)
+    with pytest.raises(TaskFailed) as ours:
+        namespace["ours"]()
+    without_this_test = ours.value.with_traceback(ours.tb.tb_next)
+    assert failures.failure_from(without_this_test, "host", 0).traceback == ""
+    without_this_test.__cause__ = raised(ValueError("of the user's"))
+    assert "of the user's" in failures.failure_from(without_this_test, "host", 0).traceback
