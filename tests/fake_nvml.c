@@ -3,7 +3,7 @@
  *     UUID  BUS  DEVICE-FILE|-  CPU-AFFINITY(hex words, lowest first)|-  MIG-UUID,...|-|none
  *
  * %h in a UUID is the host's name. A GPU whose device file may not be opened (the devices cgroup of a job) is not there, as with the real library.
- * "none": the GPU has no MIG; "-": MIG is off. A GPU on the bus "lost" has fallen off it.
+ * "none": the GPU has no MIG; "-": MIG is off; an instance "hidden" may not be asked for. A GPU on the bus "lost" has fallen off it.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -14,7 +14,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, GPU_IS_LOST = 15 };
+enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NO_PERMISSION = 4, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, GPU_IS_LOST = 15 };
 #define MOST 32
 
 typedef struct { char uuid[96], bus[32], file[256], affinity[256], mig[1024]; } Gpu;
@@ -98,6 +98,7 @@ int nvmlDeviceGetMigDeviceHandleByIndex(Gpu *gpu, unsigned index, void **handle)
     strcpy(copy, gpu->mig);
     for (unsigned at = 0; (part = strsep(&rest, ",")); at++)
         if (at == index) {
+            if (!strcmp(part, "hidden")) return NO_PERMISSION;
             Instance *made = &instances[n_instances++ % (MOST * 8)];
             snprintf(made->uuid, sizeof made->uuid, "%s", part);
             *handle = made;

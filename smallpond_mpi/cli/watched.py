@@ -38,12 +38,15 @@ def watch(line: Sequence[str], env: Mapping[str, str], before_exec: Callable[[],
     with tempfile.TemporaryDirectory(prefix="sp-marks-") as marks:
         launcher: subprocess.Popen[bytes] | None = None
         early: list[int] = []
+        is_terminated = False
 
         def begin() -> None:
             die_with_parent(signal.SIGTERM)
             before_exec()
 
         def forward(signum: int, frame: FrameType | None) -> None:
+            nonlocal is_terminated
+            is_terminated |= signum == signal.SIGTERM
             if launcher is None:
                 early.append(signum)
             else:
@@ -60,11 +63,13 @@ def watch(line: Sequence[str], env: Mapping[str, str], before_exec: Callable[[],
         code = launcher.wait()
         was_lost = code == 0 and _has(marks, BEGUN) and not _has(marks, SUCCEEDED)
     if was_lost:
+        # Slurm's SIGTERM ends the launcher's helpers on other nodes too, which it may notice first
+        why = "the job was terminated (SIGTERM)" if is_terminated else "a node was lost"
         sys.stderr.write(
-            f"smallpond-mpi: {line[0]} ended with 0, but rank 0 had not come to its end: a node was lost. "
+            f"smallpond-mpi: {line[0]} ended with 0, but rank 0 had not come to its end: {why}. "
             "The same script with the same job id (SP_JOBID) goes on where it was\n"
         )
-        return STOPPED_EXIT_CODE
+        return 128 + signal.SIGTERM if is_terminated else STOPPED_EXIT_CODE
     return code if code >= 0 else 128 - code
 
 

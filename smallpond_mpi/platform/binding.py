@@ -133,7 +133,8 @@ def divide_cpus(
     """The CPUs of each rank of a node.
 
     A CPU that one rank alone may use is its. Those that several may use are divided evenly by whole cores, neighbours together; the rank that schedules
-    gets a part only where there are more of them than other ranks, and the smaller one. A worker that would be left without any shares.
+    gets a part only where there are more of them than other ranks, and the smaller one. Where they are too few, ranks that have others go without.
+    A worker that would be left without any shares.
     """
     if world_size == 1:
         return {one.rank: one.cpus for one in local}
@@ -145,8 +146,10 @@ def divide_cpus(
     for cpu in sorted(sharers):
         groups.setdefault(tuple(sharers[cpu]), []).append(cpu)
     own: dict[Rank, list[int]] = {one.rank: [] for one in local}
-    for ranks, cpus in groups.items():
-        for rank, part in _split((topology or Topology()).cores(cpus), ranks).items():
+    for ranks, cpus in sorted(groups.items(), key=lambda group: len(group[0])):
+        cores = (topology or Topology()).cores(cpus)
+        poor = tuple(rank for rank in ranks if not own[rank])
+        for rank, part in _split(cores, poor if poor and len(cores) < len(ranks) else ranks).items():
             own[rank] += part
     for place, one in enumerate(one for one in local if one.rank != SCHEDULER_RANK):
         if not own[one.rank] and one.cpus:
@@ -198,7 +201,9 @@ def divide_gpus(
     for gpu in dict.fromkeys(gpu for one in local for gpu in one.gpus):
         seers.setdefault(tuple(one.rank for one in local if gpu in one.gpus), []).append(gpu)
     own: dict[Rank, list[GpuSlot]] = {one.rank: [] for one in local}
-    for ranks, gpus in seers.items():
+    for ranks, gpus in sorted(
+        seers.items(), key=lambda seen: len(seen[0])
+    ):  # those that few see first: they go nowhere else
         takers = [rank for rank in ranks if cpus.get(rank)] or list(ranks)
         least, more = divmod(len(gpus), len(takers))  # so many ranks may have one more than the others
         given = dict.fromkeys(takers, 0)

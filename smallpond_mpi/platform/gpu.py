@@ -144,7 +144,7 @@ def _instances(nvml: Any, handle: Any) -> Iterator[str]:
     for index in range(most):
         try:
             yield _text(nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)))
-        except nvml.NVMLError_NotFound:
+        except nvml.NVMLError:  # there are fewer, or this one is another job's
             continue
 
 

@@ -35,6 +35,19 @@ def test_a_cpu_of_one_rank_is_its() -> None:
     assert divide_cpus(ranks((0,), (1,), (2, 3)), 3) == {0: (0,), 1: (1,), 2: (2, 3)}
 
 
+def test_a_cpu_that_only_some_share_goes_to_who_has_no_other() -> None:
+    """As `srun --cpu-bind=mask_cpu:0x1,0x3` binds: no CPU is two ranks'."""
+    assert divide_cpus(ranks((0,), (0, 1), first=1), 3) == {1: (0,), 2: (1,)}
+    assert divide_cpus(ranks((0,), (0, 1)), 2) == {0: (0,), 1: (1,)}
+
+
+def test_a_gpu_that_one_rank_sees_is_its_and_others_go_to_who_has_fewer() -> None:
+    """As `srun --gpu-bind=mask_gpu:0x1,0x3` shows them."""
+    both = (GpuSlot("GPU-a"), GpuSlot("GPU-b"))
+    local = [LocalRank(Rank(0), (0,), both[:1]), LocalRank(Rank(1), (1,), both)]
+    assert divide_gpus(local, {Rank(0): (0,), Rank(1): (1,)}) == {0: ("GPU-a",), 1: ("GPU-b",)}
+
+
 def test_shared_cpus_are_divided_evenly_and_contiguously() -> None:
     everything = tuple(range(9))
     assert divide_cpus(ranks(everything, everything, everything, everything), 4) == {

@@ -141,6 +141,14 @@ def test_a_gpu_that_is_lost_costs_no_job(tmp_path: Path) -> None:
     assert look(build(tmp_path / "lib", gpus), machine.write(tmp_path / "root")) == [("GPU-1", None)]
 
 
+@pytest.mark.skipif(NO_COMPILER, reason="no C compiler for the library that answers as NVML")
+def test_an_instance_that_is_another_jobs_costs_no_job(tmp_path: Path) -> None:
+    machine = machines.laptop()
+    machine.files["/dev/nvidiactl"] = ""
+    gpus = [Gpu("GPU-0", "00000000:01:00.0", mig=["hidden", "MIG-b"]), Gpu("GPU-1", "00000000:02:00.0")]
+    assert look(build(tmp_path / "lib", gpus), machine.write(tmp_path / "root")) == [("MIG-b", None), ("GPU-1", None)]
+
+
 def test_masks_where_there_is_no_nvml(tmp_path: Path) -> None:
     machine = machines.laptop()
     root = machine.write(tmp_path)
