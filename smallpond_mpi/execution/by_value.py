@@ -27,17 +27,37 @@ def script_dirs() -> list[str]:
     return [os.path.dirname(os.path.abspath(path))] if path else [os.getcwd()]
 
 
+def import_dirs() -> list[str]:
+    """What children are to find modules in besides: the script's directories, and those of packages below them, which it may have added itself."""
+    dirs = script_dirs()
+    below = tuple(os.path.join(_real_path(path), "") for path in dirs)
+    return [*dirs, *(path for path in package_dirs() if path.startswith(below))]
+
+
+def package_dirs() -> list[str]:
+    """Directories of sys.path that packages were installed into (`pip install --target`, say): their metadata lies beside them."""
+    return [path for path in map(_real_path, filter(None, sys.path)) if _holds_packages(path)]
+
+
+@functools.cache
+def _holds_packages(directory: str) -> bool:
+    try:
+        return any(name.endswith(".dist-info") for name in os.listdir(directory))
+    except OSError:  # a zip file, or not there
+        return False
+
+
 def pickle_by_value_what_lies_beside(
     script_dirs: Iterable[str], modules: Mapping[str, ModuleType] = sys.modules
 ) -> None:
     """Let functions and classes of modules in these directories travel by value: workers need no copy of them.
 
-    Installed packages, even in an environment below such a directory, travel by name.
+    Installed packages, even in an environment or a directory of packages below such a directory, travel by name.
     """
     roots = tuple(os.path.join(_real_path(path), "") for path in script_dirs if path)
     installed = tuple(
         os.path.join(_real_path(path), "")
-        for path in {*sysconfig.get_paths().values(), sys.prefix, os.path.dirname(common.__file__)}
+        for path in {*sysconfig.get_paths().values(), sys.prefix, os.path.dirname(common.__file__), *package_dirs()}
         if path
     )
     for name, module in list(modules.items()):

@@ -21,7 +21,7 @@ import cloudpickle
 
 from smallpond_mpi.common import DataRootUnusable, JobFailed, JobOwned, JobStopped
 from smallpond_mpi.config import LEVELS, Config
-from smallpond_mpi.execution.by_value import pickle_by_value_what_lies_beside, script_dirs
+from smallpond_mpi.execution.by_value import import_dirs, pickle_by_value_what_lies_beside, script_dirs
 from smallpond_mpi.execution.context import JobId, RuntimeContext
 from smallpond_mpi.execution.journal import EpochStarted, JobEnded, Journal, restore
 from smallpond_mpi.execution.lease import Lease
@@ -160,7 +160,7 @@ class Job:
             cloudpickle.dumps(ctx, protocol=5),
             ctx.paths.log,
             self._config.heartbeat_secs,
-            tuple(script_dirs()),
+            tuple(import_dirs()),
             tuple(sorted((env | ctx.env_overrides).items())),
         )
 

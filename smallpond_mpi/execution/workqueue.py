@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import itertools
 import os
 import pickle
 import queue
@@ -247,7 +246,7 @@ class WorkQueueOnFilesystem(WorkQueue):
         self._dequeued = os.path.join(self.workq_root, "dequeued")
         self._pickled: list[bytes] = []
         self._pickled_bytes = 0
-        self._numbers = itertools.count()
+        self._num_pushed = 0
         for directory in (self._enqueued, self._dequeued):
             os.makedirs(directory, mode=0o700, exist_ok=True)
 
@@ -263,7 +262,8 @@ class WorkQueueOnFilesystem(WorkQueue):
         """Write what was pushed with `buffering`."""
         pickled, self._pickled, self._pickled_bytes = self._pickled, [], 0
         for data in pickled:
-            name = f"{time.time_ns():020d}.{os.uname().nodename}.{os.getpid()}.{next(self._numbers):09d}"
+            name = f"{time.time_ns():020d}.{os.uname().nodename}.{os.getpid()}.{self._num_pushed:09d}"
+            self._num_pushed += 1
             beside = os.path.join(self.workq_root, f".{name}")
             with open(beside, "wb") as file:
                 file.write(data)

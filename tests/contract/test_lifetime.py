@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from smallpond_mpi.execution.context import JobId, RuntimeContext
+from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.task import PartitionInfo, Task, WorkStatus
 from smallpond_mpi.execution.workqueue import WorkQueueInMemory
 from tests.contract.started import HOWS, Facts, facts_of
@@ -93,13 +93,6 @@ def test_hooks_may_be_overridden_without_super(probe: Facts) -> None:
     assert placed["status"] == "WorkStatus.SUCCEED"
     assert "my_hooks" in placed["own attributes"]
     assert placed["rows"] == 3
-
-
-@pytest.fixture
-def ctx(tmp_path) -> RuntimeContext:
-    from datetime import datetime
-
-    return RuntimeContext(JobId.new(), datetime(2026, 1, 1), str(tmp_path))
 
 
 class Checkpoints(Task):

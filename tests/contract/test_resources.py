@@ -6,18 +6,11 @@ from pathlib import Path
 import pytest
 
 from smallpond_mpi.common import InvalidArgument, NonzeroExitCode, OutOfMemory, TaskFailed
-from smallpond_mpi.execution.context import JobId, RuntimeContext
+from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.task import PartitionInfo, Task, WorkStatus
 from tests.contract.started import HOWS, Facts, facts_of
 
 MB = 1 << 20
-
-
-@pytest.fixture
-def ctx(tmp_path) -> RuntimeContext:
-    from datetime import datetime
-
-    return RuntimeContext(JobId.new(), datetime(2026, 1, 1), str(tmp_path))
 
 
 def test_limits_are_as_asked_and_memory_follows_from_cpus(probe: Facts) -> None:

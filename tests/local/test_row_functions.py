@@ -1,7 +1,7 @@
 """What functions of rows return, and rows in memory: values and types come through, also those that Python says less of than Arrow."""
 
 import datetime as dt
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,6 @@ HARD = {
     "float": "1.5::float",
     "uuid": "uuid '00000000-0000-0000-0000-000000000001'",
 }
-
-
-@pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sp.Session]:
-    made = sp.init(data_root=str(tmp_path_factory.mktemp("root")), progress="none")
-    yield made
-    made.shutdown()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Tables of thousands of columns, and what describe() says of columns of every type."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import duckdb
@@ -17,13 +17,6 @@ OF_ALL_TYPES = """
     CASE i % 4 WHEN 0 THEN 'nan'::double WHEN 1 THEN 0.0 WHEN 2 THEN '-0.0'::double END AS z, CASE WHEN i = 3 THEN 'inf'::float ELSE 1 END AS "{inf}"
     FROM range(100) t(i)
 """
-
-
-@pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sp.Session]:
-    made = sp.init(data_root=str(tmp_path_factory.mktemp("root")), progress="none")
-    yield made
-    made.shutdown()
 
 
 @pytest.mark.parametrize("one_task_bytes", [1, 1 << 40])

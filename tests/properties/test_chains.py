@@ -2,7 +2,7 @@
 recomputed in between."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
@@ -67,14 +67,6 @@ WAYS = {
     "broadcast": {"ONE_TASK_BYTES": 1, "SHUFFLE_COST": 1 << 40, "INLINED_BYTES": 0},
     "shuffled": {"ONE_TASK_BYTES": 1, "SHUFFLE_COST": 0, "INLINED_BYTES": 0},
 }
-
-
-@pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sp.Session]:
-    made = sp.init(data_root=str(tmp_path_factory.mktemp("root")), progress="none")
-    made._ctx.num_slots = 3
-    yield made
-    made.shutdown()
 
 
 def rows_of(df: sp.DataFrame) -> tuple[list[str], list[str]]:

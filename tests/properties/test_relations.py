@@ -64,14 +64,6 @@ cuts = st.sampled_from([0, 1, 3, -3])
 """How a table is cut: not at all, by rows, or (negative) by hash, which leaves partitions empty."""
 
 
-@pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sp.Session]:
-    made = sp.init(data_root=str(tmp_path_factory.mktemp("root")), progress="none")
-    made._ctx.num_slots = 3
-    yield made
-    made.shutdown()
-
-
 @pytest.fixture(params=WAYS, autouse=True)
 def way(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:

@@ -8,6 +8,8 @@ import sysconfig
 import types
 from typing import Any
 
+from smallpond_mpi.execution.by_value import package_dirs
+
 OWN_CODE_VERSION = "1"
 """Our own code is told apart by this number, not by its bytecode: a new version of the package that computes the same keeps results."""
 
@@ -58,7 +60,7 @@ def _is_ours_or_standard(name: str) -> bool:
 def _is_installed_path(path: str) -> bool:
     real = os.path.realpath(path)
     return (
-        real.startswith(_installed_roots())
+        real.startswith((*_installed_roots(), *(os.path.join(path, "") for path in package_dirs())))
         or f"{os.sep}site-packages{os.sep}" in real
         or f"{os.sep}dist-packages{os.sep}" in real
     )

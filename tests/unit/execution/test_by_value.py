@@ -9,7 +9,7 @@ import cloudpickle
 import pyarrow as pa
 import pytest
 
-from smallpond_mpi.execution.by_value import pickle_by_value_what_lies_beside
+from smallpond_mpi.execution.by_value import import_dirs, pickle_by_value_what_lies_beside
 from smallpond_mpi.execution.task.installed import source_of_script_module
 
 BESIDE = """
@@ -66,6 +66,20 @@ def test_installed_modules_travel_by_name() -> None:
     pickle_by_value_what_lies_beside([str(root)], {"pyarrow": pa, "broken": ModuleType("broken")})
     assert b"site-packages" not in cloudpickle.dumps(pa.array)
     assert len(cloudpickle.dumps(pa.array)) < 200
+
+
+def test_packages_below_the_script_travel_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `pip install --target` leaves them: where they were found is where children look."""
+    packages = tmp_path / "packages"
+    (packages / "some_package-1.0.dist-info").mkdir(parents=True)
+    (packages / "of_some_package.py").write_text(BESIDE)
+    monkeypatch.syspath_prepend(packages)
+    module = __import__("of_some_package")
+    pickle_by_value_what_lies_beside([str(tmp_path)])
+    assert cloudpickle.loads(cloudpickle.dumps(module.Kind)) is module.Kind
+    assert source_of_script_module("of_some_package") is None
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "script.py"))
+    assert import_dirs() == [str(tmp_path), str(packages)]
 
 
 def run_elsewhere(data: bytes, argument: str) -> str:

@@ -1,0 +1,15 @@
+"""The session that a file's examples share."""
+
+from collections.abc import Iterator
+
+import pytest
+
+import smallpond_mpi as sp
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sp.Session]:
+    made = sp.init(data_root=str(tmp_path_factory.mktemp("root")), progress="none")
+    made._ctx.num_slots = 3
+    yield made
+    made.shutdown()
