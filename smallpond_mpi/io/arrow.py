@@ -30,7 +30,6 @@ from smallpond_mpi.io.arrow_types import (
     unify,
 )
 from smallpond_mpi.io.arrow_types import convert_type_to_large as convert_type_to_large
-from smallpond_mpi.io.arrow_types import durations_as_numbers as durations_as_numbers
 from smallpond_mpi.io.arrow_types import filter_schema as filter_schema
 from smallpond_mpi.io.parquet import (
     FileFacts,

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from smallpond_mpi.io.packed import PackedWriter, PartitionFileWriter, WriteOptions
 from smallpond_mpi.io.parquet import RowRange
+from smallpond_mpi.io.partition_writer import PackedWriter, PartitionFileWriter, WriteOptions
 from smallpond_mpi.logical.dataset import PackedPartitions, ParquetDataSet, PartitionedDataSet
 
 common = settings(max_examples=40, suppress_health_check=list(HealthCheck))

@@ -11,7 +11,8 @@ import duckdb
 import pyarrow as pa
 
 from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin, translate_duckdb
-from smallpond_mpi.io.arrow import durations_as_numbers, schema_of
+from smallpond_mpi.io.arrow import schema_of
+from smallpond_mpi.io.arrow_types import durations_as_numbers
 from smallpond_mpi.logical.dataset import ParquetDataSet
 from smallpond_mpi.logical.dataset.parquet_sql import reads_alike
 from smallpond_mpi.logical.dataset.quoting import quote_name

@@ -23,15 +23,16 @@ from smallpond_mpi.execution.task.packing import Packing
 from smallpond_mpi.execution.task.partition import Inputs, PartitionProducerTask
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.io.arrow import from_numpy
-from smallpond_mpi.io.packed import Int64s, PackedWriter, PartitionFileWriter, PartitionWriter, WriteOptions
+from smallpond_mpi.io.packed import Int64s
+from smallpond_mpi.io.partition_writer import PackedWriter, PartitionFileWriter, PartitionWriter, WriteOptions
 from smallpond_mpi.logical.dataset import PackedPartitions
 
 if TYPE_CHECKING:
     from smallpond_mpi.logical.dataset import DataSet
 
 CHUNK_ROWS = 122880
-SLICE_BYTES = 4 * MB
-"""Of a partition in a file: enough to be worth a read, 1.5 ms of processor time for 16 columns."""
+SLICE_BYTES = 6 * MB
+"""Of a partition in a file, as rows are held: enough to be worth a read, 2 ms of processor time for 16 columns."""
 SMALLEST_BATCH_BYTES = 128 * MB
 ROWS_A_SLICE = 512
 """Rows that a partition should have of a chunk, on average: a slice costs as much as copying so many."""
@@ -97,8 +98,8 @@ class RowPartitionTask(KeyedTask, PartitionProducerTask):
     def max_batch_size(self) -> int:
         """Bytes of rows (in memory) that are held before they are written, as one file: enough that a partition's slice is worth a read.
 
-        Not more than that, for memory that is new to a process costs more than files do: 64 partitions of 570 MB in three files instead of
-        one took a fifth less of the producer's time, and a fifth more of its readers', who take a quarter of it.
+        Not more than that, for memory that is new to a process costs time too; but with half of it a shuffle of 64 partitions of 16 columns has twice
+        the files, and takes 4% longer.
         No more than a quarter of the memory in any case: what is being read and encoded takes room too.
         """
         return max(1, min(max(self.npartitions * SLICE_BYTES, SMALLEST_BATCH_BYTES), self.engine_memory // 4))

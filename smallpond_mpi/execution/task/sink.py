@@ -237,8 +237,8 @@ class DataSinkTask(Task):
 
     def _kinds(self, dataset: "ParquetDataSet") -> "list[FileKind]":
         """One file of each schema. Opens every footer."""
-        from smallpond_mpi.io.packed import digest_of
         from smallpond_mpi.io.parquet import FileKind, map_in_threads, whole_schema
+        from smallpond_mpi.io.partition_writer import digest_of
 
         items = [(index, item) for index, item in enumerate(dataset._ranges_as_known()) if self._is_parquet(item)]
         try:

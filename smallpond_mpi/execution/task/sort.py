@@ -34,8 +34,8 @@ from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.execution.task.sort_key import InputKeys, SortKey
 from smallpond_mpi.io.arrow import from_numpy
 from smallpond_mpi.io.arrow_types import cast_table
-from smallpond_mpi.io.packed import WriteOptions, writer_arguments
 from smallpond_mpi.io.parquet import read_footer
+from smallpond_mpi.io.partition_writer import WriteOptions, writer_arguments
 from smallpond_mpi.logical.dataset import ParquetDataSet
 from smallpond_mpi.logical.dataset.quoting import quote_names
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from smallpond_mpi.common import InvalidArgument
 from smallpond_mpi.io.arrow import read_range
-from smallpond_mpi.io.packed import index_of_packed
+from smallpond_mpi.io.packed_index import index_of_packed
 from smallpond_mpi.io.parquet import RowRange, check_columns, open_parquet, own_metadata
 
 PARTITION_INFO = re.compile(r"^(?:.*\[)?(\d+)(?:/\d+\])?$")

@@ -10,15 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from smallpond_mpi.common import InvalidArgument
-from smallpond_mpi.io.packed import (
-    PackedWriter,
-    PartitionFileWriter,
-    PartitionSlices,
-    WriteOptions,
-    index_of_packed,
-    split_files,
-)
+from smallpond_mpi.io.packed import PartitionSlices
+from smallpond_mpi.io.packed_index import index_of_packed
 from smallpond_mpi.io.parquet import own_metadata, pack_ranges
+from smallpond_mpi.io.partition_writer import PackedWriter, PartitionFileWriter, WriteOptions, split_files
 from smallpond_mpi.logical.dataset import PackedPartitions, ParquetDataSet, PartitionedDataSet
 
 WRITERS = [PackedWriter, PartitionFileWriter]

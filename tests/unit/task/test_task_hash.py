@@ -16,7 +16,7 @@ from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.model import WorkStatus
 from smallpond_mpi.execution.task import PartitionConsumerTask, PartitionInfo
 from smallpond_mpi.execution.task.engine import connect
-from smallpond_mpi.io.packed import MAX_PARTITIONS_A_FILE
+from smallpond_mpi.io.partition_writer import MAX_PARTITIONS_A_FILE
 from smallpond_mpi.logical.dataset import CsvDataSet, ParquetDataSet, PartitionedDataSet
 from tests.unit.task.task_builders import attempt, hashed, rows, run
 

@@ -14,7 +14,7 @@ from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.model import WorkStatus
 from smallpond_mpi.execution.task import PartitionInfo, SqlEngineTask, engine
 from smallpond_mpi.execution.task.sql import format_query
-from smallpond_mpi.io.packed import PackedWriter
+from smallpond_mpi.io.partition_writer import PackedWriter
 from smallpond_mpi.logical.dataset import CsvDataSet, PackedPartitions, ParquetDataSet, parquet_sql
 from smallpond_mpi.logical.dataset import parquet as parquet_dataset
 from smallpond_mpi.logical.udf import PythonUDFContext, UDFType
