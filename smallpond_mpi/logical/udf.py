@@ -14,13 +14,9 @@ from enum import Enum
 from typing import Any, Protocol
 
 import duckdb
+from duckdb import func as _duckdb_func
 
 from smallpond_mpi.common import InputNotFound, InvalidArgument
-
-try:
-    from duckdb import func as _duckdb_func
-except ImportError:  # before 1.4 the module had another name
-    from duckdb import functional as _duckdb_func
 
 
 class UDFType(Enum):

@@ -76,7 +76,8 @@ def read_by_duckdb(task: KeyedTask, dataset: "DataSet") -> KeyedRows:
         query = f"SELECT *{key} FROM {view}"
         try:
             selected = conn.sql(query)
-            if task.is_packed and gains_by_narrow_decimals(list(map(str, selected.types))):
+            has_functions = bool(task.udfs or task.input_udfs)  # which would be given what they don't expect
+            if task.is_packed and not has_functions and gains_by_narrow_decimals(list(map(str, selected.types))):
                 conn.execute(NARROW_DECIMALS)
             reader = selected.to_arrow_reader(task.chunk_rows)
             found = False
