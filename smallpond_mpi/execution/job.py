@@ -28,6 +28,7 @@ from smallpond_mpi.execution.lease import Lease
 from smallpond_mpi.execution.protocol import Welcome
 from smallpond_mpi.execution.scheduler.core import SchedulerCore
 from smallpond_mpi.execution.scheduler.intake import inputs_first
+from smallpond_mpi.execution.scheduler.ledger import Ledger
 from smallpond_mpi.execution.scheduler.limits import Limits
 from smallpond_mpi.execution.scheduler.loop import SchedulerLoop
 from smallpond_mpi.execution.scheduler.observe import Observer
@@ -102,12 +103,12 @@ class Job:
         )
         remote = self._open_queue() if config.transport == "files" else place.transport
         local, executor = place.own_executor()
+        self._ledger = Ledger(ctx, self._journal, restored, time.monotonic)
         self.loop = SchedulerLoop(
             ctx,
             SchedulerCore(epoch=restored.epoch, policy=_policy_of(config)),
             welcome=self._welcome(),
-            journal=self._journal,
-            restored=restored,
+            ledger=self._ledger,
             local=local,
             executor=executor,
             remote=remote,
@@ -254,10 +255,10 @@ class Job:
         shutil.rmtree(ctx.paths.queue, ignore_errors=True)
         fault_point("job.ended")
         if self.failure is None and not self._config.keep_intermediate:
-            self.loop.remove_what_is_stale()
-            for root in self.loop.user_staging_roots:
+            self._ledger.remove_what_is_stale()
+            for root in self._ledger.user_staging_roots:
                 sweep_staging(root, str(ctx.job_id))
-            for staging in self.loop.sink_stagings:  # of sinks that died, in an epoch whose script was another
+            for staging in self._ledger.sink_stagings:  # of sinks that died, in an epoch whose script was another
                 remove_staging(staging)
             ctx.cleanup(remove_output_root=self._config.remove_output_root)
             fault_point("job.cleaned")

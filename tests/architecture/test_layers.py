@@ -125,6 +125,7 @@ LAYERS: list[tuple[str, list[str], set[str]]] = [
             "execution.executor.child",
             "execution.executor.loop",
             "execution.scheduler.intake",
+            "execution.scheduler.ledger",
             "execution.scheduler.outputs",
             "execution.scheduler.observe",
             "execution.scheduler.tally",

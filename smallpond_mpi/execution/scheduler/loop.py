@@ -2,7 +2,7 @@
 
     transports --frames--> messages --events--> SchedulerCore --commands--> messages --frames--> transports
                                                      |
-                                        journal, planned tasks, RunHere
+                                  RunHere, and the ledger: journal, planned tasks, outputs
 
 One thread, one turn after the other: poll, handle everything that came, send what the turn produced (one frame a rank), write the journal.
 It decides nothing: what a command says is done, in order.
@@ -11,7 +11,6 @@ It decides nothing: what a command says is done, in order.
 import gc
 import math
 import os
-import pickle
 import sys
 import time
 from collections import deque
@@ -24,7 +23,6 @@ from smallpond_mpi.execution.context import RuntimeContext
 from smallpond_mpi.execution.executor.loop import ExecutorLoop
 from smallpond_mpi.execution.failures import exception_of, failure_of
 from smallpond_mpi.execution.interrupts import Interrupts
-from smallpond_mpi.execution.journal import Accepted, Checkpointed, Journal, Restored
 from smallpond_mpi.execution.model import (
     SCHEDULER_RANK,
     Capacity,
@@ -35,7 +33,7 @@ from smallpond_mpi.execution.model import (
     TaskRuntimeId,
     WorkStatus,
 )
-from smallpond_mpi.execution.payload import MAX_INLINE_BYTES, Packer, merge_state, raised_by
+from smallpond_mpi.execution.payload import Packer, raised_by
 from smallpond_mpi.execution.protocol import (
     Alive,
     Blob,
@@ -66,14 +64,11 @@ from smallpond_mpi.execution.scheduler.commands import (
     StopRank,
 )
 from smallpond_mpi.execution.scheduler.core import SchedulerCore
-from smallpond_mpi.execution.scheduler.intake import Lineage, files_of_state_are_there, take_in
+from smallpond_mpi.execution.scheduler.ledger import Ledger
 from smallpond_mpi.execution.scheduler.observe import Observer
-from smallpond_mpi.execution.scheduler.outputs import NamedOutputs
 from smallpond_mpi.execution.scheduler.story import error_of
 from smallpond_mpi.execution.task.base import Task
-from smallpond_mpi.execution.task.publish import remove_staging
 from smallpond_mpi.execution.transport import PeerGone, Transport, nap_secs
-from smallpond_mpi.faults import fault_point
 from smallpond_mpi.platform.binding import OWN_BYTES
 from smallpond_mpi.platform.process import unreclaimable_bytes
 
@@ -98,8 +93,7 @@ class SchedulerLoop:
         core: SchedulerCore,
         *,
         welcome: Welcome,
-        journal: Journal,
-        restored: Restored,
+        ledger: Ledger,
         local: Transport,
         executor: ExecutorLoop,
         remote: Transport | None,
@@ -109,8 +103,7 @@ class SchedulerLoop:
         self._ctx = ctx
         self._core = core
         self._welcome = welcome
-        self._journal = journal
-        self._restored = restored
+        self._ledger = ledger
         self._local = local
         self._executor = executor
         self._remote = remote
@@ -118,7 +111,6 @@ class SchedulerLoop:
         observer.watch(core)
         self._clock = clock
         self._packer = Packer(ctx)
-        self._lineage = Lineage()
         self._tasks: dict[int, Task] = {}
         self._inbox: deque[tuple[Rank, Message] | PeerGone] = deque()
         self._events: deque[events.Event] = deque()
@@ -132,11 +124,6 @@ class SchedulerLoop:
         self._blobs_sent: dict[Rank, set[bytes]] = {}
         self._ended: dict[TaskRuntimeId, Ended] = {}
         self._failures: dict[int, list[Failure]] = {}
-        self._checkpoints: dict[TaskId, bytes] = {}
-        self._outputs = NamedOutputs(str(ctx.job_id))
-        # Where attempts wrote beside the user's own output paths: to be swept at the end.
-        self.user_staging_roots: set[str] = set()
-        self.sink_stagings: set[str] = set()
         self._finished: FinishJob | None = None
         self._broken_off = ""  # by what error a run was, of which nobody knows any more how far it came
         self._asked_to_stop: str | None = None
@@ -175,17 +162,13 @@ class SchedulerLoop:
         if self._executor.finished or self._broken_off:
             reason = self._broken_off or self._executor.reason or "it was shut down"
             raise JobFailed(f"this session can't run anything any more: {reason}")
-        intake = take_in(
-            targets, self._restored, self._lineage, self._ctx.new_task_id, self._take_up, files_of_state_are_there
-        )
-        self._checkpoints.update(intake.checkpoints)
+        intake = self._ledger.take_in(targets)
         self._observer.submitted(intake.tasks, intake.done, self._clock())
         if not intake.tasks:
             return
         if self._asked_to_stop is not None:
             raise JobStopped(self._asked_to_stop)
-        self._outputs.expect(intake.tasks)
-        self._sweep_outputs()
+        self._ledger.expect(intake.tasks)
         self._tasks.update((task.id, task) for task in intake.tasks)
         self._finished = None
         self._count_what_we_hold()
@@ -201,7 +184,7 @@ class SchedulerLoop:
                         is_draining = True
                         self._handle(events.StopRequested(self._asked_to_stop, math.inf))
                     interrupts.raise_if_any()
-            self._journal.flush(self._clock())
+            self._ledger.flush()
         except (KeyboardInterrupt, SystemExit):
             if self._is_deciding:
                 self._broken_off = "it was interrupted within a decision"
@@ -217,7 +200,7 @@ class SchedulerLoop:
             for task in intake.tasks:
                 self._tasks.pop(task.id, None)
         self._forget_siblings()
-        self._sweep_outputs()
+        self._ledger.sweep()
         if finished.failed is not None:
             raise self._story_of(finished.failed, finished.reason, {task.id: task for task in intake.tasks})
         if self._asked_to_stop is not None and not all(task.is_done for task in intake.tasks):
@@ -242,17 +225,6 @@ class SchedulerLoop:
         if abs(left - was.memory_bytes) > whole * WORTH_COUNTING and self._core.is_idle(rank):
             self._capacities[rank] = replace(was, memory_bytes=left)
             self._handle(events.RankJoined(rank, self._hosts[rank], self._capacities[rank]))
-
-    def _sweep_outputs(self) -> None:
-        """Remove named results that are nobody's. Those recorded earlier may be of tasks that the script has not come to yet."""
-        self._outputs.sweep(str(record.attempt) for record in self._restored.accepted.values())
-
-    def remove_what_is_stale(self) -> None:
-        """After success: named results of attempts that this run of the script had no use for (a node was changed, say)."""
-        self._outputs.sweep()
-        for record in self._restored.accepted.values():
-            if not self._lineage.is_used(record):
-                self._remove_output(record.attempt, record.state)
 
     def drain(self, reason: str) -> None:
         """From now on start nothing new; a run ends when what runs has ended. For signal handlers: it is only noted here."""
@@ -303,7 +275,7 @@ class SchedulerLoop:
         if deadline is not None and deadline <= self._clock():
             self._handle(events.TimePassed())
         # Written before anything is built on it: what a rank is told to compute now has inputs that a restart knows of.
-        self._journal.flush(self._clock())
+        self._ledger.flush()
         sent = self._send()
         stepped = self._executor.step(0.0)
         now = self._clock()
@@ -378,9 +350,7 @@ class SchedulerLoop:
         task = self._tasks.get(attempt.id)
         if task is None or attempt.epoch != self._ctx.sched_epoch:
             return
-        self._checkpoints[attempt.id] = state
-        if len(state) <= MAX_INLINE_BYTES:
-            self._journal.append(Checkpointed(self._lineage.fingerprint(task), self._lineage.inputs(task), state))
+        self._ledger.checkpoint(task, state)
         self._handle(events.Checkpointed(attempt))
 
     def _on_ended(self, rank: Rank, ended: Ended) -> None:
@@ -456,7 +426,7 @@ class SchedulerLoop:
         task = self._tasks[attempt.id]
         if getattr(task, "publishes", False):
             # What users will see follows from what is recorded, and nobody else runs this job.
-            self._journal.sync(self._clock())
+            self._ledger.sync()
         try:
             packed = self._packer.pack(
                 task,
@@ -464,7 +434,7 @@ class SchedulerLoop:
                 self._fail_count(attempt.id),
                 self._capacities[rank],
                 task._deps.outputs,
-                self._checkpoints.get(attempt.id),
+                self._ledger.checkpoint_of(attempt.id),
             )
         except CannotPickle as error:
             failure = Failure(FailureKind.BAD_INPUT, "CannotPickle", str(error))
@@ -497,53 +467,14 @@ class SchedulerLoop:
         task = self._tasks[attempt.id]
         ended = self._ended[attempt]
         assert ended.state is not None
-        merge_state(task, ended.state)
-        self._lineage.accept(task, str(attempt))
-        self._outputs.keep(task, str(attempt))
-        self._journal.append(
-            Accepted(self._lineage.fingerprint(task), self._lineage.inputs(task), attempt, ended.state)
-        )
-        task.retry_count, task.sched_epoch = attempt.retry, attempt.epoch
+        self._ledger.accept(task, attempt, ended.state)
         task.fail_count = self._fail_count(attempt.id)
-        self._checkpoints.pop(attempt.id, None)
-        self._note_staging(task)
-        self._remove_obsolete(task)
         self._observer.accepted(task, ended)
 
-    def _take_up(self, task: Task, record: Accepted) -> None:
-        """Bring what an earlier epoch recorded into its task, and into this epoch's journal."""
-        merge_state(task, record.state)
-        task.retry_count, task.sched_epoch = record.attempt.retry, record.attempt.epoch
-        self._outputs.keep(task, str(record.attempt))
-        self._journal.append(record)
-        self._note_staging(task)
-        self._remove_obsolete(task)
-
-    def _note_staging(self, task: Task) -> None:
-        if task.staging_root is not None:
-            self.user_staging_roots.add(task.staging_root)
-        self.sink_stagings.update(getattr(task, "stagings_of_job", ()))
-
-    def _remove_obsolete(self, task: Task) -> None:
-        """What a sink published is no longer needed in staging, once the journal can't forget that it was."""
-        obsolete: Sequence[str] = getattr(task, "obsolete_paths", ())
-        if not obsolete:
-            return
-        self._journal.sync(self._clock())
-        fault_point("publish.accepted")
-        for path in obsolete:
-            remove_staging(path, levels_above=2)
-        fault_point("publish.cleaned")
-
     def _discard(self, attempt: TaskRuntimeId) -> None:
-        """Remove the output of an attempt that is nobody's."""
         ended = self._ended.get(attempt)
         if ended is not None and ended.state:
-            self._remove_output(attempt, ended.state)
-
-    def _remove_output(self, attempt: TaskRuntimeId, state: bytes) -> None:
-        files = [path for path, _ in pickle.loads(state).get("_output_files", ())]
-        self._outputs.remove(files, str(attempt), self._ctx.staging_root)
+            self._ledger.discard(attempt, ended.state)
 
     def _run_here(self, task: Task) -> None:
         """Rank 0 runs a task of ours that touches no file, on the planned object."""
@@ -558,7 +489,7 @@ class SchedulerLoop:
         task.__dict__.pop("input_datasets", None)
         self._ctx.set_current_task(None)
         if task.status is WorkStatus.SUCCEED:
-            self._lineage.run_here(task)
+            self._ledger.ran_here(task)
             self._observer.ran_here(task, self._clock() - started)
             self._events.append(events.LocalRunEnded(task.id, None))
             return
