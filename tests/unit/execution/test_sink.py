@@ -99,7 +99,7 @@ def published(ctx: RuntimeContext, output: Path, datasets: list[Any], type: Any 
 
 def clean(task: DataSinkTask) -> None:
     """What rank 0 does once the attempt is accepted."""
-    from smallpond_mpi.execution.scheduler.loop import remove_staging
+    from smallpond_mpi.execution.task.publish import remove_staging
 
     for path in task.obsolete_paths:
         remove_staging(path, levels_above=2)
