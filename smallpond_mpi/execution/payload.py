@@ -229,6 +229,8 @@ class Performer:
         """Run an attempt: (the task's plain state pickled, why it failed or None). Never raises for what user code does."""
         try:
             task = self._make(run, blobs)
+        except DataRootUnusable as error:
+            return pickle.dumps({}), failure_from(error, self._host, self._rank)
         except Exception as error:  # noqa: BLE001 - user code runs while unpickling: whatever it raises is the attempt's end
             failure = failure_from(error, self._host, self._rank)
             message = f"can't be unpickled: {failure.message}"
@@ -362,11 +364,19 @@ def _load(data: bytes | str) -> Any:
 
 
 def _unspilled(found: Any) -> Any:
-    """What was unpickled itself, or, if that is a path, what lies there."""
-    if isinstance(found, str):
+    """What was unpickled itself, or, if that is a path, what lies there.
+
+    Raises:
+        DataRootUnusable: that file can't be read, which another attempt may be able to.
+    """
+    if not isinstance(found, str):
+        return found
+    try:
         with open(found, "rb") as file:
-            return pickle.load(file)
-    return found
+            content = file.read()
+    except OSError as error:
+        raise DataRootUnusable(error.errno, f"{found} can't be read: {error.strerror}") from error
+    return pickle.loads(content)
 
 
 def merge_state(task: Task, state: bytes) -> None:

@@ -1,5 +1,6 @@
 """The transport through files does what every transport must do, and tells who is dead, who has left and what is stale."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from smallpond_mpi.common import DataRootUnusable
 from smallpond_mpi.execution.joining import find_run
 from smallpond_mpi.execution.lease import Lease
 from smallpond_mpi.execution.model import SCHEDULER_RANK, Rank
@@ -70,6 +72,32 @@ def test_several_sends_of_a_turn_are_one_file(tmp_path: Path) -> None:
     executor.poll()
     assert len([name for name in os.listdir(inbox_of(str(tmp_path / "run"), SCHEDULER_RANK)) if name[0] == "0"]) == 1
     assert [one.frame for one in news_of(scheduler)] == [bytes([number]) for number in range(100)]
+
+
+def test_what_was_written_before_a_full_disk_is_not_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler, first = pair(tmp_path)
+    second = FileTransport.join(str(tmp_path / "run"), **AT_ONCE)
+    for executor in (first, second):
+        scheduler.send(executor.rank, b"once")
+    rename, is_full = os.rename, True
+
+    def rename_if_there_is_room(source: str, target: str) -> None:
+        if is_full and os.path.dirname(target) == inbox_of(str(tmp_path / "run"), second.rank):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", rename_if_there_is_room)
+    with pytest.raises(DataRootUnusable, match="can't be written"):
+        scheduler.poll()
+    is_full = False
+    scheduler.poll()
+    scheduler.send(first.rank, b"then")
+    scheduler.poll()
+    told = [*news_of(first), *first.poll()]
+    assert told == [Received(SCHEDULER_RANK, b"once"), Received(SCHEDULER_RANK, b"then")]
+    assert news_of(second) == [Received(SCHEDULER_RANK, b"once")]
 
 
 def test_a_file_that_is_not_all_there_yet_waits_and_holds_up_what_follows(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import pyarrow as pa
 
+from smallpond_mpi.common import InvalidArgument
 from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin, translate_duckdb
 from smallpond_mpi.io.arrow import schema_of
 from smallpond_mpi.io.arrow_types import durations_as_numbers
@@ -132,12 +133,24 @@ class _Keys:
         self._query = f"SELECT {expression} FROM {KEYS}"
 
     def _types(self, empty: pa.Table) -> list[Any]:
-        self._conn.register(KEYS, durations_as_numbers(empty))
+        """What DuckDB makes of the columns' types.
+
+        Raises:
+            InvalidArgument: it has none for one of them (a decimal of more than 38 digits, a float of 16 bits).
+        """
         try:
+            self._conn.register(KEYS, durations_as_numbers(empty))
             types: list[Any] = self._conn.sql(f"FROM {KEYS}").types
-            return types
+        except duckdb.Error as error:
+            columns = ", ".join(
+                f"{name!r} ({field.type})" for name, field in zip(self._names, empty.schema, strict=True)
+            )
+            raise InvalidArgument(
+                f"rows can't be told apart by {columns}: {error}; cast such a column to a type that DuckDB has"
+            ) from error
         finally:
             self._conn.unregister(KEYS)
+        return types
 
     def of(self, rows: pa.RecordBatch) -> pa.Array:
         """The key of each row."""

@@ -130,10 +130,10 @@ class FileTransport:
     # out
 
     def _flush(self) -> None:
-        for dest, frames in self._outgoing.items():
+        for dest, frames in list(self._outgoing.items()):
             if dest not in self._gone:
                 self._put(dest, b"".join([_LENGTH.pack(len(frame)) + frame for frame in frames]), len(frames))
-        self._outgoing.clear()
+            del self._outgoing[dest]  # one by one: should the disk be full for the next, this one is not written twice
 
     def _put(self, dest: Rank, body: bytes, n_frames: int, ending: str = "") -> None:
         """One file into the inbox of a peer: whole or absent."""

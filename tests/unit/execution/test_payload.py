@@ -276,6 +276,21 @@ def test_no_room_for_what_is_large_is_no_mistake_of_the_users(
         pack(ctx, Work(ctx, [], 0, None, a="x" * 100))
 
 
+def test_what_went_by_file_and_can_not_be_read_is_worth_another_attempt(
+    ctx: RuntimeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(payload, "MAX_INLINE_BYTES", 10)
+    task = Work(ctx, [], 0, None, a="x" * 100)
+    packed = pack(ctx, task)
+    for path in Path(ctx.paths.messages).iterdir():
+        path.unlink()
+        path.mkdir()  # reading it is an error of the file system, and not that it isn't there
+    _, failure = perform(ctx, task, packed)
+    assert failure is not None
+    assert failure.kind is FailureKind.EXCEPTION
+    assert "can't be read: Is a directory" in failure.message
+
+
 class Unpicklable:
     def __reduce__(self) -> Any:
         raise KeyError("not me")

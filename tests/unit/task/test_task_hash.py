@@ -298,6 +298,20 @@ def test_a_key_is_needed(ctx, parquet) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "keys",
+    [pa.array([Decimal(10) ** 60, None], pa.decimal256(70, 2)), pa.array([np.float16(1.5), None], pa.float16())],
+    ids=["wide decimal", "half float"],
+)
+def test_a_key_of_a_type_that_duckdb_lacks_is_refused(ctx, parquet, engine: str, keys: pa.Array) -> None:
+    task = hashed(ctx, engine, parquet(pa.table({"a": [1, 2], "k": keys})), "k")
+    attempt(task)
+    assert isinstance(task.exception, InvalidArgument)
+    assert f"'k' ({keys.type})" in str(task.exception)
+    assert "cast" in str(task.exception)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_names_of_all_sorts(ctx, parquet, engine: str) -> None:
     odd = ["a", "A", "q\"uo'te", "{0} x", "__number", "#z", "ü"]
     table = pa.table([pa.array([i, i + 1]) for i in range(len(odd))], names=odd)
