@@ -50,6 +50,22 @@ def with_durations_as(schema: pa.Schema, kind: pa.DataType) -> pa.Schema:
     return pa.schema([field.with_type(convert(field.type)) for field in schema], schema.metadata)
 
 
+def survives_sql(schema: pa.Schema) -> bool:
+    """Whether SQL gives values back as it takes them: no durations, which it reads as numbers, no times of a zone of their own, no numbers that
+    it has not."""
+    changed: list[pa.DataType] = []
+
+    def look(type_: pa.DataType) -> pa.DataType:
+        has_zone = pa.types.is_timestamp(type_) and type_.tz not in (None, "UTC")
+        if has_zone or pa.types.is_duration(type_) or pa.types.is_float16(type_) or pa.types.is_decimal256(type_):
+            changed.append(type_)
+        return type_within(type_, look)
+
+    for field in schema:
+        look(field.type)
+    return not changed
+
+
 def durations_in_micros(table: pa.Table) -> pa.Table:
     """A table as it is stored: Parquet holds durations as integers, which mean microseconds to SQL, whatever unit they had.
 

@@ -114,11 +114,16 @@ def _parsed(one: Any, columns: Set[str]) -> list[Expression]:
     return [Expression(column_tree(one), None)] if one in columns else parse(one)
 
 
+CLAUSES = ("where_clause", "modifiers", "group_expressions", "having", "qualify", "sample")
+"""What DuckDB's parser found around a select list. `modifiers` are DISTINCT, ORDER BY and LIMIT."""
+
+
 def parse(text: str) -> list[Expression]:
     """The expressions of a select list."""
     (statement,) = _statements(_as_query(text), text)
     node = statement["node"]
-    if node["type"] != "SELECT_NODE" or node["from_table"]["type"] != "EMPTY" or node["where_clause"]:
+    is_list = node["type"] == "SELECT_NODE" and node["from_table"]["type"] == "EMPTY"
+    if not is_list or any(map(node.get, CLAUSES)) or node["aggregate_handling"] != "STANDARD_HANDLING":
         raise InvalidQuery(f"{text!r} is a query: expressions are needed, such as stand after SELECT")
     return [Expression(tree, tree["alias"] or None) for tree in node["select_list"]]
 
@@ -238,14 +243,52 @@ def windows_in(trees: Iterable[Tree]) -> list[Tree]:
     return [part for tree in trees for part in parts(tree) if part["class"] == "WINDOW"]
 
 
+CLOCKS = frozenset({"current_date", "current_time", "current_timestamp", "localtime", "localtimestamp"})
+"""Functions that are written like columns."""
+
+
+@cache
+def unsteady_functions() -> frozenset[str]:
+    """The functions whose values don't follow from their arguments: random(), and now(), which is another in each task.
+
+    Many (`+`, year) depend on the time zone for one type of arguments only, and that is the same in all tasks; of those age(x) alone looks at the clock.
+    """
+    with scratch() as conn:
+        rows = conn.execute(
+            "SELECT function_name FROM duckdb_functions() WHERE stability IS NOT NULL GROUP BY ALL "
+            "HAVING bool_or(stability = 'VOLATILE') OR bool_and(stability <> 'CONSISTENT')"
+        ).fetchall()
+    return frozenset(name for (name,) in rows) | {"age"}
+
+
+def is_steady(part: Any) -> bool:
+    """Whether a part of a tree, looked at alone, is nothing that differs from one task to the next."""
+    if not isinstance(part, dict):
+        return True
+    if part.get("class") == "COLUMN_REF":
+        return ".".join(part["column_names"]).lower() not in CLOCKS
+    return not part.get("sample") and str(part.get("function_name", "")).lower() not in unsteady_functions()
+
+
 def is_by_row(trees: Iterable[Tree]) -> bool:
     """Whether each row's values follow from that row alone, the same ones each time: no aggregate, window, subquery, or random number."""
-    volatile = functions("stability <> 'CONSISTENT'")  # random(), and now(), which is another in each task
     return not any(
-        part["class"] in ("WINDOW", "SUBQUERY") or is_aggregate(part) or function_of(part) in volatile
+        part["class"] in ("WINDOW", "SUBQUERY") or is_aggregate(part) or not is_steady(part)
         for tree in trees
         for part in parts(tree)
     )
+
+
+def gives_the_same_again(query: str) -> bool:
+    """Whether a query over the same rows gives the same ones each time. False if it can't be parsed."""
+    result = json.loads(_asked("json_serialize_sql", query))
+    left: list[Any] = [result]
+    while left:
+        part = left.pop()
+        left.extend(part.values() if isinstance(part, dict) else part if isinstance(part, list) else ())
+        if not is_steady(part):
+            return False
+    return not result["error"]
 
 
 def says_rows_alone(text: str) -> bool:
@@ -259,6 +302,11 @@ def says_rows_alone(text: str) -> bool:
 def columns_in(tree: Tree) -> list[str]:
     """The columns that an expression names."""
     return [part["column_names"][-1] for part in parts(tree) if part["class"] == "COLUMN_REF"]
+
+
+def all_names_in(tree: Tree) -> list[str]:
+    """All names that an expression uses for columns: of `x.y`, which may be a table's column or a column's field, both."""
+    return [name for part in parts(tree) if part["class"] == "COLUMN_REF" for name in part["column_names"]]
 
 
 def template(sql: str) -> str:

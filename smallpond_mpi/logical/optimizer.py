@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from smallpond_mpi.logical.dataset import DataSet
 from smallpond_mpi.logical.estimate import Estimates
+from smallpond_mpi.logical.expressions import gives_the_same_again
 from smallpond_mpi.logical.lowering import PRODUCERS_A_SLOT, Lowering, is_by_row_over_source
 from smallpond_mpi.logical.node.base import Node, topological
 from smallpond_mpi.logical.node.hash_partition import HashPartitionNode
@@ -21,6 +22,7 @@ from smallpond_mpi.logical.node.sort import SortNode
 from smallpond_mpi.logical.node.sql import LimitNode, SqlEngineNode
 from smallpond_mpi.logical.origin import place_of_both
 from smallpond_mpi.logical.pruning import pruned
+from smallpond_mpi.logical.query_columns import on_tables
 from smallpond_mpi.logical.query_text import nested_query, parsed
 from smallpond_mpi.logical.top_rows import MAX_TOP_ROWS, order_of, rows_of_sort
 
@@ -162,10 +164,17 @@ class Optimizer(LogicalPlanVisitor[Node]):
             isinstance(inner, SqlEngineNode)
             and self._is_free(inner)
             # What has several inputs itself stays first: the order of the pairs is that of the first input.
-            and (position == 0 or is_by_row_over_source(inner) or self._lowering.is_tiny(inner.input_deps))
+            and (position == 0 or is_by_row_over_source(inner) or self._may_be_repeated(inner))
             and outer.input_deps.count(inner) == 1
             and self._num_fused.get(inner, 1) + self._num_fused.get(outer, 1) <= MAX_FUSED_NODES
         )
+
+    def _may_be_repeated(self, inner: SqlEngineNode) -> bool:
+        """Whether a node may run in each task of its reader: with next to nothing to do, and with the same rows in all of them."""
+        if inner.udfs or not self._lowering.is_tiny(inner.input_deps):
+            return False
+        tables = [f"input_{index}" for index in range(len(inner.input_deps))]
+        return all(gives_the_same_again(on_tables(query, tables, inner)) for query in inner.sql_queries)
 
     def _is_free(self, node: Node) -> bool:
         return node in self._fusable or node in self._lowering.made

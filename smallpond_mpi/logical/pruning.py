@@ -7,6 +7,7 @@ these names in front of it, which cost nothing.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from smallpond_mpi.common import BadInput
@@ -230,13 +231,16 @@ def _bind_to(made: SqlEngineNode, node: SqlEngineNode) -> None:
     if before == after:
         return
 
+    # To `order by 2`, `union all` and `#2` a column is where it stands: there only the user's own texts can say it so.
+    is_by_place = type(node) is SqlEngineNode and (not node.is_by_row or "#" in node.sql_queries[0])
+
     def bind(query: str, inputs: Sequence[int]) -> str:
         schemas = [after[index] for index in inputs]
-        try:
-            bound_query(query, schemas)
-        except BadInput:
-            return with_missing(query, [before[index] for index in inputs], schemas, node)
-        return query
+        if not is_by_place:
+            with suppress(BadInput):
+                bound_query(query, schemas)
+                return query
+        return with_missing(query, [before[index] for index in inputs], schemas, node)
 
     every = range(len(node.input_deps))
     if isinstance(made, KeyedSqlNode):

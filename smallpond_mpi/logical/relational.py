@@ -14,6 +14,7 @@ from smallpond_mpi.logical.dataset.quoting import quote_name
 from smallpond_mpi.logical.expressions import (
     Expression,
     aggregates_in,
+    all_names_in,
     column_tree,
     columns_in,
     expressions,
@@ -77,18 +78,28 @@ def check_sort_keys(node: Node, keys: Sequence[SortKey]) -> None:
         directed = [key.among(columns) for key in keys]
     except ColumnNotFound as error:
         raise ColumnNotFound(f"{error}{place_of()}") from None
-    check_values(node, [key.expression(columns) for key in directed if key.by not in columns])
+    values = [key.expression(columns) for key in directed if key.by not in columns]
+    for value, kind in zip(
+        values, check_values(node, values), strict=False
+    ):  # no types where the columns are not known
+        if kind.id == "interval":
+            raise InvalidArgument(
+                f"sort: {value} is of type INTERVAL, which files of intermediate results can't hold: sort by epoch_us{value}{place_of()}"
+            )
 
 
-def check_values(node: Node, values: Sequence[str]) -> None:
-    """Hold expressions of a row against the columns, as far as these are known.
+def check_values(node: Node, values: Sequence[str]) -> list[Any]:
+    """Hold expressions of a row against the columns, as far as these are known. Returns the type of each, or none.
 
     Raises:
         UnknownColumn, InvalidQuery: one does not fit them.
     """
     schema = schema_of(node)
-    if values and schema is not None:
-        bound_query(f"SELECT {template(', '.join(values))} FROM {{0}}", [schema])
+    if not values or schema is None:
+        return []
+    named = [f"{value} AS v{number}" for number, value in enumerate(values)]
+    found = bound_query(f"SELECT {template(', '.join(named))} FROM {{0}}", [schema])
+    return [] if found is None else list(found.values())
 
 
 # row by row
@@ -135,6 +146,7 @@ def with_columns(
     windows = windows_in(trees)
     named = _replaced(_exact(items, node) if windows else items, schema_of(node))
     select_list = ", ".join(named.values())
+    use_each_other = _use_each_other(items, schema_of(node) or {})
     if not windows and key is None:
         if any(map(aggregates_in, trees)):
             raise InvalidArgument(
@@ -142,13 +154,19 @@ def with_columns(
                 f"or use group_by(...).agg(...){place_of()}"
             )
         by_rows = by_row(node, select_list, is_by_row(trees), settings)
-        by_rows.select_list = named
+        by_rows.select_list = {} if use_each_other else named
         return by_rows
     query = f"SELECT {select_list} FROM {{0}}"
     keys = there(_window_key(windows, key), schema_of(node), "the key of with_columns")
     made = KeyedSqlNode(node.ctx, (node,), query, sides=[Side(tuple(keys))], **settings)
-    made.select_list = named
+    made.select_list = {} if use_each_other else named
     return checked(made)
+
+
+def _use_each_other(items: Sequence[Expression], columns: Iterable[str]) -> bool:
+    """Whether an expression names another one: then one can't be left out without the other."""
+    new = {item.name.lower() for item in items} - {name.lower() for name in columns}
+    return any(name.lower() in new for item in items for name in all_names_in(item.tree))
 
 
 def _exact(items: Sequence[Expression], node: Node) -> list[Expression]:
@@ -222,6 +240,11 @@ def aggregated(
             raise InvalidArgument(
                 f"agg: {item.sql!r} is no aggregate: use such as sum(...), or make it a key of the group{place_of()}"
             )
+    if keys and windows_in(item.tree for item in aggregates):
+        raise InvalidArgument(
+            f"agg: {items_shown(aggregates, lambda tree: windows_in([tree]))} looks at several groups, which lie in several partitions: give the "
+            f"aggregate a name, and use with_columns(..., key=[]) over that{place_of()}"
+        )
     names = [item.name for item in (*keys, *aggregates)]
     refuse_twice(names, node)
     check_values(node, [item.sql for item in keys])  # DuckDB takes a key that isn't there for its own alias

@@ -150,14 +150,34 @@ def schema_of_dataset(dataset: DataSet) -> Schema | None:
     return None
 
 
-def _schema_of_parquet(dataset: ParquetDataSet) -> Schema | None:
+def arrow_schema_of_dataset(dataset: DataSet) -> pa.Schema | None:
+    """The types that the columns have before SQL reads them; None where it is SQL that makes the rows, or that can't be said."""
+    match dataset:
+        case PartitionedDataSet():
+            return arrow_schema_of_dataset(dataset[0]) if len(dataset) else None
+        case ArrowTableDataSet() | PandasDataSet():
+            return dataset.to_arrow_table().schema
+        case ParquetDataSet():
+            read = _files_with_all_columns(dataset)
+            return None if read is None else read.to_batch_reader().schema
+    return None
+
+
+def _files_with_all_columns(dataset: ParquetDataSet) -> ParquetDataSet | None:
+    """One file, or those that are united by name; None if they are too many to open."""
     files = dataset.resolved_paths
     if not files or (dataset.union_by_name and len(files) > MAX_FILES_UNITED):
         return None
     if not dataset.union_by_name:
         first = files[0]
         files = files_in(first, dataset.recursive)[:1] if os.path.isdir(first) else [first]
-    read = dataset._of_files(files)
+    return dataset._of_files(files)
+
+
+def _schema_of_parquet(dataset: ParquetDataSet) -> Schema | None:
+    read = _files_with_all_columns(dataset)
+    if read is None:
+        return None
     with scratch() as conn:
         columns = _columns(conn.sql(f"SELECT * FROM {read.sql_query_fragment()}"))
     may_have_twins = any(RENAMED.search(name) for name in columns)

@@ -10,13 +10,16 @@ from collections.abc import Callable, Sequence
 
 from smallpond_mpi.common import ColumnNotFound
 from smallpond_mpi.execution.task.sort_key import InputKeys, SortKey
+from smallpond_mpi.io.arrow_types import survives_sql
 from smallpond_mpi.logical.expressions import template
 from smallpond_mpi.logical.node.base import Node, topological
+from smallpond_mpi.logical.node.compute import ArrowComputeNode
 from smallpond_mpi.logical.node.range_partition import RangePartitionNode
 from smallpond_mpi.logical.node.sort import SortNode
 from smallpond_mpi.logical.node.source_sink import DataSourceNode
-from smallpond_mpi.logical.node.sql import LimitNode
-from smallpond_mpi.logical.schema import schema_of
+from smallpond_mpi.logical.node.sql import LimitNode, SqlEngineNode
+from smallpond_mpi.logical.query_columns import SchemaWithTwins
+from smallpond_mpi.logical.schema import arrow_schema_of_dataset, schema_of
 
 MAX_TOP_ROWS = 100_000
 """So many rows of each partition are collected in one task at most."""
@@ -56,9 +59,10 @@ def has_top_rows(node: LimitNode) -> bool:
 
 
 def order_of(keys: Sequence[SortKey], rows: Node) -> str | None:
-    """ORDER BY for a node's rows; None if their columns are not known, or there is no such column (whoever runs it says so)."""
+    """ORDER BY for a node's rows; None if their columns are not known or would come out of SQL as others, or there is no such column (whoever
+    runs it says so)."""
     schema = schema_of(rows)
-    if schema is None:
+    if schema is None or isinstance(schema, SchemaWithTwins) or not keeps_values(rows):
         return None
     columns = list(schema)
     try:
@@ -67,3 +71,20 @@ def order_of(keys: Sequence[SortKey], rows: Node) -> str | None:
         return None
     terms = [f"{key.expression(columns)} {key.direction}" for key in found.keys]
     return template(f"ORDER BY {', '.join(terms)}")
+
+
+def keeps_values(rows: Node) -> bool:
+    """Whether rows that no SQL has made so far come out of SQL with the values that they have."""
+    left = [rows]
+    while left:
+        node = left.pop()
+        schema = None
+        if isinstance(node, DataSourceNode):
+            schema = arrow_schema_of_dataset(node.dataset)
+        elif isinstance(node, ArrowComputeNode):
+            schema = getattr(node.process_func, "schema", None)
+        if schema is not None and not survives_sql(schema):
+            return False
+        if schema is None and not isinstance(node, SqlEngineNode):
+            left.extend(node.input_deps)
+    return True

@@ -11,8 +11,9 @@ import pytest
 from duckdb import ColumnExpression
 
 import smallpond_mpi as sp
-from smallpond_mpi.common import InvalidArgument, WrongType
+from smallpond_mpi.common import InvalidArgument, InvalidQuery, WrongType
 from smallpond_mpi.logical import lowering
+from smallpond_mpi.logical.expressions import is_by_row, parse_all
 
 DAY = dt.date(2020, 1, 1)
 NOON = dt.datetime(2020, 1, 1, 12, tzinfo=dt.UTC)
@@ -131,3 +132,67 @@ def test_batches_are_read_a_row_group_at_a_time(session: sp.Session, tmp_path: P
         assert batch.num_rows == 50_000
         most = max(most, pa.total_allocated_bytes() - before)
     assert most < 8_000_000, "of 32 MB"
+
+
+@pytest.mark.parametrize(
+    "text", ["distinct a", "a order by a", "a limit 3", "a group by a", "a qualify true", "a using sample 3"]
+)
+def test_what_concerns_all_rows_is_no_expression(df: sp.DataFrame, text: str) -> None:
+    with pytest.raises(InvalidQuery, match="is a query"):
+        df.select(text)
+
+
+def test_a_query_of_all_rows_in_a_map_gets_all_rows_of_a_partition(df: sp.DataFrame) -> None:
+    assert df.repartition(1).map("distinct a").count() == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a + 1", True),
+        ("year(d) - 2000", True),
+        ("date_trunc('day', z)", True),
+        ("random()", False),
+        ("uuid()", False),
+        ("now()", False),
+        ("current_timestamp", False),
+        ("a + date_part('day', current_date)", False),
+        ("age(z)", False),
+    ],
+)
+def test_what_follows_from_a_row_alone(text: str, expected: bool) -> None:
+    assert is_by_row(parse_all([text])) == expected
+
+
+def test_a_window_over_groups_is_refused(df: sp.DataFrame) -> None:
+    """Each partition of groups would rank its own."""
+    with pytest.raises(InvalidArgument, match=r"several groups.*with_columns.*test_expressions.py:"):
+        df.group_by("d").agg(n="sum(a)", place="rank() over (order by sum(a) desc)")
+    places = df.group_by("d").agg(n="sum(a)").with_columns(place="rank() over (order by n desc)", key=[])
+    assert sorted(places.to_arrow()["place"].to_pylist()) == [1] * 40 + [41] * 40 + [81] * 40
+
+
+def test_a_new_column_of_another_new_one(df: sp.DataFrame) -> None:
+    more = df.with_columns(x="a + 1", y="x * 2")
+    assert more.select("y").group_by("y").agg(n="count(*)").sort("y").take_all() == [
+        {"y": 2, "n": 40},
+        {"y": 4, "n": 40},
+        {"y": 6, "n": 40},
+    ]
+
+
+def test_a_small_table_with_random_content_is_the_same_for_all_partitions(session: sp.Session, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"k": [i % 5 for i in range(4000)]}), tmp_path / "large.parquet", row_group_size=1000)
+    large = session.read_parquet(str(tmp_path / "large.parquet")).repartition(4, by_rows=True)
+    named = session.from_items([{"k": k} for k in range(5)]).with_columns(name="uuid()")
+    assert len(set(large.join(named, on="k").to_arrow()["name"].to_pylist())) == 5
+
+
+def test_the_first_rows_of_a_sort_are_those_of_the_whole_sort(session: sp.Session) -> None:
+    twins = session.from_arrow(pa.table({"a": [3, 1], "A": ["x", "y"], "b": [1, 2]}))
+    assert twins.sort("A", descending=True).take(1) == [{"a": 1, "A": "y", "b": 2}]
+    zone = pa.timestamp("us", "Europe/Berlin")
+    table = pa.table({"wait": pa.array([2, 1], pa.duration("us")), "at": pa.array([NOON, NOON], zone), "n": [0, 1]})
+    first = session.from_arrow(table).sort("wait").limit(1).to_arrow()
+    assert first.schema.types == table.schema.types
+    assert first.to_pylist() == table.slice(1).to_pylist()

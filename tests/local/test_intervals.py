@@ -55,3 +55,8 @@ def test_durations_are_numbers_to_sql_and_known_to_be(df: sp.DataFrame) -> None:
     times = df.session.from_arrow(pa.table({"d": pa.array([5, None], pa.duration("us"))}))
     assert times.map("d").schema.field("d").type == pa.int64()
     assert times.select(half="d // 5").take_all() == [{"half": 1}, {"half": None}]
+
+
+def test_a_sort_by_one_is_refused_whatever_the_number_of_rows(df: sp.DataFrame) -> None:
+    with pytest.raises(InvalidArgument, match=r"epoch_us.*test_intervals.py:"):
+        df.sort("to_microseconds(a) - to_microseconds(1)")

@@ -373,7 +373,12 @@ def merge_datasets(datasets: Sequence[D], kind: type[Any] | None = None) -> D:
             raise InvalidArgument(
                 f"can't merge columns {dataset.columns} of {dataset!r} with {first.columns} of {first!r}"
             )
-    return first if len(merged) == 1 else first._merge_with(list(merged[1:]))
+    if len(merged) == 1:
+        return first
+    made = first._merge_with(list(merged[1:]))
+    # those that leave out none have no others
+    made.columns = next((dataset.columns for dataset in merged if dataset.columns is not None), None)
+    return made
 
 
 def _is_of_files(dataset: DataSet) -> bool:

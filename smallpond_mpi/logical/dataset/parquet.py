@@ -196,11 +196,20 @@ class ParquetDataSet(DataSet):
         return True
 
     def _types_differ(self, schemas: Sequence[tuple[str, pa.Schema]]) -> bool:
-        """Whether a column has several types in the files, all of which fit one. Raises SchemaMismatch if files don't fit together."""
+        """Whether files must be read by the names of their columns: these stand in another order in some, or one has several types, which fit one.
+
+        Raises:
+            SchemaMismatch: files don't fit together.
+        """
         if not schemas:
             return False
+        if self.columns is not None and not self.union_by_name:  # what is not read may be anything
+            wanted = frozenset(self.columns)
+            schemas = [
+                (path, pa.schema([field for field in schema if field.name in wanted])) for path, schema in schemas
+            ]
         unified = unify(schemas, self.union_by_name)
-        return any(
+        return any(schema.names != unified.names for _, schema in schemas) or any(
             unified.field(field.name).type != field.type and not _is_text(field.type)
             for _, schema in schemas
             for field in schema

@@ -105,7 +105,7 @@ def _scans(
     parts = [item for item in ranges if not item.is_whole_file]
     # A column of the data hides DuckDB's own of that name. Files that need not be alike are asked one by one.
     asked = {item.path: item for item in (parts if by_name else parts[:1])}.values()
-    hidden = any(ROW_NUMBER in schema_of(item).names for item in asked)
+    hidden = any(name.lower() == ROW_NUMBER for item in asked for name in schema_of(item).names)
     for whole, run in groupby(ranges, key=lambda item: item.is_whole_file):
         if whole:
             yield _scan([item.path for item in run], columns, generated, by_name)

@@ -23,7 +23,7 @@ from smallpond_mpi.common import (
     SchemaMismatch,
 )
 from smallpond_mpi.io.parquet import FileFacts, RowRange
-from smallpond_mpi.logical.dataset import DataSet, ParquetDataSet
+from smallpond_mpi.logical.dataset import DataSet, ParquetDataSet, parquet_sql
 from smallpond_mpi.logical.dataset.errors import translate
 
 ROWS = pa.table({"a": list(range(10)), "b": pa.array([f"x{i}" for i in range(10)], pa.large_string())})
@@ -268,6 +268,23 @@ def test_columns_in_another_order_are_matched_by_name(write):
     assert both(ParquetDataSet(paths)) == [1, 2]
 
 
+def test_parts_of_files_with_columns_in_another_order_are_matched_by_name(write, monkeypatch):
+    monkeypatch.setattr(parquet_sql, "SCANNED_BYTES", 0)  # each part by a scan of its own
+    paths = [write("one.parquet", {"a": [1, 2], "b": [-1, -2]}), write("two.parquet", {"b": [-3, -4], "a": [3, 4]})]
+    middle = ParquetDataSet(paths).partition_by_rows(4)
+    assert both(ParquetDataSet.merge([middle[1], middle[2]])) == [2, 3]
+
+
+def test_files_are_held_against_each_other_by_what_is_read_of_them(write):
+    old, new = write("old.parquet", {"a": [1]}), write("new.parquet", {"a": [2], "b": [3]})
+    assert both(ParquetDataSet([old, new], columns=["a"])) == [1, 2]
+    for merged in (
+        [ParquetDataSet([old]), ParquetDataSet([new], columns=["a"])],
+        [ParquetDataSet([new], columns=["a"]), ParquetDataSet([old])],
+    ):
+        assert both(ParquetDataSet.merge(merged)) == ([1, 2] if merged[0].paths == [old] else [2, 1])
+
+
 def test_merge_needs_equal_columns(three):
     with pytest.raises(InvalidArgument, match="columns"):
         ParquetDataSet.merge([three.project(columns=["a"]), three.project(columns=["b"])])
@@ -279,7 +296,7 @@ def test_a_dataset_of_no_files_merges_with_any(three):
     assert rows(DataSet.merge([ParquetDataSet([]), three])) == list(range(10))
 
 
-@pytest.mark.parametrize("column", ["file_row_number", "filename"])
+@pytest.mark.parametrize("column", ["file_row_number", "FILE_ROW_NUMBER", "filename"])
 def test_data_with_a_column_of_a_generated_name(write, column):
     dataset = ParquetDataSet([write("own.parquet", {"a": list(range(10)), column: [7] * 10})])
     assert [both(part) for part in dataset.partition_by_rows(2)] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]

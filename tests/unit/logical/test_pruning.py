@@ -78,6 +78,31 @@ def test_columns_that_a_text_names_and_does_not_need_are_null(ctx: Context, sour
     assert columns(made) == ["a"]
 
 
+@pytest.mark.parametrize(
+    ("query", "values"),
+    [
+        ("SELECT * FROM {0} ORDER BY 2 LIMIT 1", [10]),
+        ("SELECT a, #2 AS b FROM {0} LIMIT 1", [1]),
+        ("FROM {0} WHERE b < 6 UNION ALL FROM {1} WHERE x < 1", [10]),
+    ],
+)
+def test_columns_that_a_text_counts_stay_where_they_are(
+    ctx: Context, tmp_path: Path, query: str, values: list[int]
+) -> None:
+    path = str(tmp_path / "some.parquet")
+    pq.write_table(pa.table({"x": [1, 2], "b": [6, 5], "a": [1, 10]}), path)
+    sources = [DataSourceNode(ctx, ParquetDataSet([path])) for _ in range(query.count("{"))]
+    root = sql(ctx, sql(ctx, *sources, query=query), query="SELECT a FROM {0}")
+    (narrow,) = made_of(root).input_deps
+    assert isinstance(narrow, SqlEngineNode)
+    selected = [
+        f"({dep.sql_queries[0].format(repr(path))})" if isinstance(dep, SqlEngineNode) else repr(path)
+        for dep in narrow.input_deps
+    ]
+    with duckdb.connect() as conn:
+        assert [a for (a,) in conn.execute(narrow.sql_queries[0].format(*selected)).fetchall()] == values
+
+
 def test_rows_are_counted_by_one_column(ctx: Context, source: Source) -> None:
     made = made_of(sql(ctx, source("numbers", "a", "b"), query="SELECT count(*) AS n FROM {0}"))
     assert columns(made.input_deps[0]) == ["a"]
