@@ -26,10 +26,13 @@ from typing import Literal
 from smallpond_mpi.common import OutputExists, OutputUnusable
 from smallpond_mpi.faults import fault_point
 from smallpond_mpi.io.exchange import exchange, sync
+from smallpond_mpi.io.walk import files_below, walk
 
 NEVER = frozenset({errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EROFS})
 """Why a directory can't be made, now or when it is tried again."""
 MANIFEST_FILENAME = ".MANIFEST.txt"
+GONE = (FileNotFoundError,)
+"""Ignored in a walk of an output path: other sinks, and rank 0, remove what is theirs there at any time. Never in a walk of a stage."""
 MAX_COUNTED = 1000
 """Of files that stand in the way, as many are counted for the error."""
 
@@ -102,7 +105,8 @@ def _replace_all(stage: str, output_path: str) -> None:
         _change_places(stage, output_path)
         return
     staged = files_below(stage)
-    before = set(_data_below(output_path))
+    # What may not be read may not be removed either: lost+found where a disk is mounted.
+    before = set(_data_below(output_path, ignored=(*GONE, PermissionError)))
     _add(stage, output_path, keep_listed=False)
     _remove(output_path, before - set(staged))
 
@@ -139,18 +143,6 @@ def _alone_in(directory: str) -> Iterator[None]:
         os.close(fd)
 
 
-def files_below(directory: str) -> list[str]:
-    """The files in a directory and in those below it, by their paths within it, sorted."""
-    return sorted(_walk(directory))
-
-
-def _walk(directory: str) -> Iterator[str]:
-    """The same, as they are found: who asks whether there is one of others must not wait for millions of them."""
-    for place, _, names in os.walk(directory):
-        for name in names:
-            yield os.path.relpath(os.path.join(place, name), directory)
-
-
 def _has_files(stage: str) -> bool:
     """Whether anything but a manifest is published: a manifest alone may lie beside what it lists."""
     return any(name != MANIFEST_FILENAME for name in os.listdir(stage))
@@ -183,12 +175,10 @@ def _move_in(stage: str, output_path: str, job_id: str) -> None:
 def _mark_published(stage: str, output_path: str, job_id: str, before: set[str]) -> None:
     """The mark goes first: what it names is known for this job's from then on, and what an earlier mark named still is."""
     mark = mark_of(job_id)
-    path = os.path.join(stage, mark)
-    if os.path.exists(path):
-        with open(path) as file:
-            names: list[str] = json.load(file)
+    names = marked_names(stage, job_id)
+    if names:
         write_mark(stage, job_id, sorted({*names, *(name for name in before if job_id not in name)}))
-        os.replace(path, os.path.join(output_path, mark))
+        os.replace(os.path.join(stage, mark), os.path.join(output_path, mark))
 
 
 def _remove(directory: str, names: Iterable[str]) -> None:
@@ -278,7 +268,7 @@ def check_no_foreign_files(output_path: str, job_id: str) -> None:
     Raises:
         OutputExists: naming the path and some of what is there.
     """
-    if not os.path.lexists(output_path):
+    if not _is_there(output_path):
         return
     if not os.path.isdir(output_path):
         raise OutputExists(f"output path {output_path} is a file: give a directory, or one that does not exist yet")
@@ -287,6 +277,17 @@ def check_no_foreign_files(output_path: str, job_id: str) -> None:
         raise OutputExists(
             f"output path {output_path} holds files that this job did not write ({_shown(foreign)}): remove them or give another path"
         )
+
+
+def _is_there(path: str) -> bool:
+    """Whether anything is at a path. Raises an error that leaves it open."""
+    try:
+        os.lstat(path)
+    except OSError as error:
+        if error.errno not in NEVER:
+            raise
+        return False
+    return True
 
 
 def check_holds_only(output_path: str, names: Iterable[str]) -> None:
@@ -309,9 +310,12 @@ def _shown(names: Sequence[str], at_least: str = "") -> str:
     return ", ".join(names[:3]) + (f" and{at_least} {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _data_below(output_path: str) -> Iterator[str]:
-    """The files at an output path but for those that wait in staging within it; none if it is not there."""
-    return (name for name in _walk(output_path) if not name.startswith(".staging" + os.sep))
+def _data_below(output_path: str, ignored: tuple[type[OSError], ...] = GONE) -> Iterator[str]:
+    """The files at an output path but for those that wait in staging within it; none if it is not there.
+
+    As they are found: who asks whether there is one of others must not wait for millions of them.
+    """
+    return walk(output_path, ignored, skipped=(".staging",))
 
 
 def check_can_be_made(output_path: str) -> None:
@@ -366,10 +370,13 @@ def _foreign_entries(directory: str, job_id: str) -> Iterator[str]:
 def _holds_only_ours(directory: str, job_id: str) -> bool:
     """Whether a node's output directory ({name}/{job_id}.{attempt}) holds results of this job alone."""
     is_any = False
-    for name in _walk(directory):
-        if job_id not in name:
-            return False
-        is_any = True
+    try:
+        for name in walk(directory, ignored=GONE):
+            if job_id not in name:
+                return False
+            is_any = True
+    except PermissionError:
+        return False  # nothing of ours is hidden from us
     return is_any
 
 

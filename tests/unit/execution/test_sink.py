@@ -1,7 +1,9 @@
 """Publishing: whole or not at all, whatever was there before, and again after a death at any step."""
 
 import datetime
+import errno
 import os
+import re
 import subprocess
 import threading
 import types
@@ -285,12 +287,12 @@ def test_a_large_tree_of_others_is_not_walked_to_the_end(
 ) -> None:
     entered: list[str] = []
 
-    def walk(top: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    def walk(top: str, **options: object) -> Iterator[tuple[str, list[str], list[str]]]:
         for number in range(10**9):
             entered.append(f"{top}/{number}")
             yield f"{top}/{number}", [], ["theirs.parquet"]
 
-    monkeypatch.setattr(publish_module.os, "walk", walk)
+    monkeypatch.setattr(os, "walk", walk)
     (tmp_path / "out" / "theirs").mkdir(parents=True)
     with pytest.raises(OutputExists, match="theirs"):
         check(str(tmp_path / "out"))
@@ -456,6 +458,91 @@ def test_a_repeat_after_a_death_at_any_step(
     assert not [name for name in listing(output) if name.startswith(".staging")]
 
 
+def broken(monkeypatch: pytest.MonkeyPatch, call: str, directory: str, code: int = errno.EIO) -> None:
+    """From now on the file system says this of directories whose paths end so, once."""
+    right, said = getattr(os, call), []
+
+    def wrong(path: Any, *args: Any, **options: Any) -> Any:
+        if str(path).endswith(directory) and not said:
+            said.append(path)
+            raise OSError(code, os.strerror(code), path)
+        return right(path, *args, **options)
+
+    monkeypatch.setattr(os, call, wrong)
+
+
+def by_key(ctx: RuntimeContext, source: Source, output: Path, mode: Any = None, **keys: int) -> list[Task]:
+    """One who collects, of files in directories: so many rows in each `{key}=1`."""
+    made = source.dataset(*keys.values())
+    paths = []
+    for key, path in zip(keys, made.paths, strict=True):
+        paths.append(os.path.join(os.path.dirname(path), f"{key}=1", os.path.basename(path)))
+        os.renames(path, paths[-1])
+    task = given(ctx, ParquetDataSet(paths))
+    whole = [PartitionInfo(0, 1)]
+    return [attempt(DataSinkTask(ctx, [task], whole, str(output), "link_or_copy", mode=mode, num_dirs=1))]
+
+
+@pytest.mark.parametrize("mode", [None, "append", "error"])
+def test_a_stage_that_can_not_be_read_is_not_published(
+    ctx: RuntimeContext, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Any
+) -> None:
+    """A part of it that nobody sees would be in the manifest, and nowhere else."""
+    output = tmp_path / "out"
+    output.mkdir()
+    inputs = by_key(ctx, source, output, mode, a=1, b=2)
+    task = DataSinkTask(ctx, inputs, [TOPLEVEL], str(output), mode=mode, num_dirs=1)
+    with monkeypatch.context() as patch:
+        broken(patch, "scandir", f"publish.{task.runtime_id}/b=1")
+        with pytest.raises(OSError, match="Input/output error"):
+            attempt(task)
+    task.retry_count = 1
+    attempt(task)
+    assert task.output.num_rows == 3
+
+
+def test_an_output_path_that_can_not_be_read_is_not_empty(
+    ctx: RuntimeContext, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    task = DataSinkTask(ctx, by_key(ctx, source, output, "error", a=1), [TOPLEVEL], str(output), mode="error")
+    (output / "sub").mkdir(parents=True)
+    (output / "sub" / "theirs.parquet").touch()
+    with monkeypatch.context() as patch:
+        broken(patch, "scandir", "sub")
+        with pytest.raises(OSError, match="Input/output error"):
+            attempt(task)
+    with monkeypatch.context() as patch:
+        broken(patch, "lstat", "out")
+        with pytest.raises(OSError, match="Input/output error"):
+            publish_module.check_no_foreign_files(str(output), str(ctx.job_id))
+    task.retry_count = 1
+    with pytest.raises(OutputExists, match="theirs"):
+        attempt(task)
+    assert listing(output) == ["sub"]
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO])
+def test_what_may_not_be_read_is_not_overwritten(
+    ctx: RuntimeContext, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """lost+found stays; a directory that should be readable is tried again."""
+    (tmp_path / "real" / "lost+found").mkdir(parents=True)
+    (tmp_path / "real" / "old.parquet").touch()
+    output = tmp_path / "out"
+    output.symlink_to("real")
+    task = DataSinkTask(ctx, by_key(ctx, source, output, "overwrite", a=1), [TOPLEVEL], str(output), mode="overwrite")
+    broken(monkeypatch, "scandir", "lost+found", code)
+    if code == errno.EIO:
+        with pytest.raises(OSError, match="Input/output error"):
+            attempt(task)
+        task.retry_count = 1
+    clean(attempt(task))
+    assert task.output.num_rows == 1
+    assert len(listing(output)) == 3
+    assert {"lost+found", MANIFEST_FILENAME} < set(listing(output))
+
+
 def test_files_named_by_users_are_known_for_this_jobs(ctx: RuntimeContext, source: Source, tmp_path: Path) -> None:
     output = tmp_path / "out"
     published(ctx, output, [source.dataset(1, name="one.parquet")])
@@ -521,6 +608,21 @@ class Writes(Task):
     def run(self) -> bool:
         Path(self.runtime_output_abspath, f"{self.output_filename}.parquet").write_text("x")
         return True
+
+
+@pytest.mark.parametrize(("call", "place"), [("stat", "staging"), ("scandir", "")])
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ESHUTDOWN])
+def test_an_output_that_can_not_be_listed_is_not_empty(
+    ctx: RuntimeContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, place: str, code: int
+) -> None:
+    task = Writes(ctx, [], [TOPLEVEL], output_path=str(tmp_path / "named"))
+    lies = task.runtime_output_abspath if place else task.final_output_abspath
+    with monkeypatch.context() as patch:
+        broken(patch, call, lies, code)
+        with pytest.raises(OSError, match=re.escape(os.strerror(code))):
+            attempt(task)
+    task.retry_count = 1
+    assert [os.path.basename(path) for path, _ in attempt(task)._output_files] == [f"{task.output_filename}.parquet"]
 
 
 def left(ctx: RuntimeContext, output: Path, retry: int, task: Task | None = None) -> Task:
