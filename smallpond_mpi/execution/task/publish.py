@@ -20,7 +20,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Literal
 
 from smallpond_mpi.common import OutputExists, OutputUnusable
@@ -181,23 +181,34 @@ def _mark_published(stage: str, output_path: str, job_id: str, before: set[str])
         os.replace(os.path.join(stage, mark), os.path.join(output_path, mark))
 
 
-def _remove(directory: str, names: Iterable[str]) -> None:
+def _remove(directory: str, names: Collection[str]) -> None:
+    """Files, and the directories that hold nothing then."""
     for name in names:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(directory, name))
+    for place in {os.path.dirname(name) for name in names}:
+        with contextlib.suppress(OSError):  # there is something in it, or somebody removed it
+            while place:
+                os.rmdir(os.path.join(directory, place))
+                place = os.path.dirname(place)
 
 
 def _own_files(directory: str, job_id: str) -> set[str]:
-    """Files of this job (not directories, which are those of nodes with an output name)."""
+    """Files of this job, but for those in directories of nodes with an output name."""
     marked = set(marked_names(directory, job_id))
-    with os.scandir(directory) as entries:
-        return {
-            entry.name
-            for entry in entries
-            if entry.name not in (MANIFEST_FILENAME, mark_of(job_id))
-            and (entry.name in marked or job_id in entry.name)
-            and not entry.is_dir(follow_symlinks=False)
-        }
+    return {
+        name
+        for name in _data_below(directory)
+        if name not in (MANIFEST_FILENAME, mark_of(job_id))
+        and (name in marked or job_id in name)
+        and not _is_of_a_node(name, job_id)
+    }
+
+
+def _is_of_a_node(name: str, job_id: str) -> bool:
+    """Whether a file lies in {name}/{job_id}.{attempt}."""
+    parts = name.split(os.sep)
+    return len(parts) > 2 and parts[1].startswith(f"{job_id}.")
 
 
 # names
@@ -356,28 +367,27 @@ def unusable(output_path: str, error: OSError) -> OutputUnusable:
 def _foreign_entries(directory: str, job_id: str) -> Iterator[str]:
     with os.scandir(directory) as entries:
         present = {entry.name: entry for entry in entries}
-    ours = {".staging", *marked_names(directory, job_id)}
+    marked = set(marked_names(directory, job_id))
+    ours = {".staging", *marked}
     data = {name for name in present if name not in ours and name != MANIFEST_FILENAME and job_id not in name}
     for name in data:
-        entry = present[name]
-        if not (entry.is_dir(follow_symlinks=False) and _holds_only_ours(entry.path, job_id)):
+        if not (present[name].is_dir(follow_symlinks=False) and _holds_only_ours(directory, name, job_id, marked)):
             yield name
     is_alone = MANIFEST_FILENAME in present and len(present) == 1
     if is_alone and any(job_id not in path for path in listed(present[MANIFEST_FILENAME].path)):
         yield MANIFEST_FILENAME
 
 
-def _holds_only_ours(directory: str, job_id: str) -> bool:
-    """Whether a node's output directory ({name}/{job_id}.{attempt}) holds results of this job alone."""
-    is_any = False
+def _holds_only_ours(output_path: str, name: str, job_id: str, marked: Collection[str]) -> bool:
+    """Whether a directory there, of a node ({name}/{job_id}.{attempt}) or of a value, holds results of this job alone.
+
+    Empty ones are nobody's: an attempt that dies leaves some, which it made for files or took them from.
+    """
     try:
-        for name in walk(directory, ignored=GONE):
-            if job_id not in name:
-                return False
-            is_any = True
+        found = walk(os.path.join(output_path, name), ignored=GONE)
+        return all(job_id in inner or os.path.join(name, inner) in marked for inner in found)
     except PermissionError:
         return False  # nothing of ours is hidden from us
-    return is_any
 
 
 def remove_staging(path: str, levels_above: int = 1) -> None:

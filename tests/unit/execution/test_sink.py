@@ -85,8 +85,10 @@ def collected(ctx: RuntimeContext, output: Path, datasets: list[Any], type: Any 
     ]
 
 
-def publisher(ctx: RuntimeContext, output: Path, inputs: list[Task], type: Any = "link_manifest") -> DataSinkTask:
-    task = DataSinkTask(ctx, inputs, [TOPLEVEL], str(output), type)
+def publisher(
+    ctx: RuntimeContext, output: Path, inputs: list[Task], type: Any = "link_manifest", num_dirs: int = 0
+) -> DataSinkTask:
+    task = DataSinkTask(ctx, inputs, [TOPLEVEL], str(output), type, num_dirs=num_dirs)
     task.check_before_run()
     return task
 
@@ -99,12 +101,34 @@ def published(ctx: RuntimeContext, output: Path, datasets: list[Any], type: Any 
     return task
 
 
-def clean(task: DataSinkTask) -> None:
+def by_key(
+    ctx: RuntimeContext, source: Source, output: Path, mode: Any = None, name: str | None = None, **rows: int
+) -> list[Task]:
+    """One who collects files that lie in directories: so many rows in each `{key}=1`."""
+    paths = []
+    for key, count in rows.items():
+        (made,) = source.dataset(count, name=name).paths
+        paths.append(os.path.join(os.path.dirname(made), f"{key}=1", os.path.basename(made)))
+        os.renames(made, paths[-1])
+    inputs = [given(ctx, ParquetDataSet(paths))]
+    whole = [PartitionInfo(0, 1)]
+    return [attempt(DataSinkTask(ctx, inputs, whole, str(output), "link_or_copy", mode=mode, num_dirs=1))]
+
+
+def clean(task: Any) -> None:
     """What rank 0 does once the attempt is accepted."""
     from smallpond_mpi.execution.task.publish import remove_staging
 
     for path in task.obsolete_paths:
         remove_staging(path, levels_above=2)
+
+
+def rows_below(output: Path) -> dict[str, int]:
+    """Of each file, by its path. By listing, which must agree with the manifest; no directory is empty."""
+    files = sorted(map(str, output.rglob("*.parquet")))
+    assert sorted((output / MANIFEST_FILENAME).read_text().splitlines()) == files
+    assert all(any(path.iterdir()) for path in output.rglob("*") if path.is_dir())
+    return {os.path.relpath(path, output): pq.read_metadata(path).num_rows for path in files}
 
 
 def listing(directory: Path) -> list[str]:
@@ -410,6 +434,25 @@ class Killed(BaseException):
 STEPS = ("publish.staged", "publish.replace", "publish.aside", "publish.file", "publish.manifest", "publish.done")
 
 
+def die_at(step: str, task: DataSinkTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attempt that dies when it gets there first."""
+    died = []
+
+    def die(name: str) -> None:
+        if name == step and not died:
+            died.append(name)
+            raise Killed
+
+    for module in (publish_module, sink_module):
+        monkeypatch.setattr(module, "fault_point", die)
+    task.input_datasets = [dep.output for dep in task._deps.tasks]
+    try:
+        task.exec()
+    except Killed:
+        assert died
+    died.append("over")
+
+
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("before", ["nothing", "a directory", "a result", "a result, no exchange"])
 @pytest.mark.parametrize("again", ["the same", "other files"])
@@ -431,22 +474,7 @@ def test_a_repeat_after_a_death_at_any_step(
     if before.endswith("no exchange"):
         monkeypatch.setattr(publish_module, "exchange", lambda one, other: False)
     inputs = collected(ctx, output, [source.dataset(1, 2), source.dataset(3, name="users.parquet")])
-    died = []
-
-    def die(name: str) -> None:
-        if name == step and not died:
-            died.append(name)
-            raise Killed
-
-    for module in (publish_module, sink_module):
-        monkeypatch.setattr(module, "fault_point", die)
-    first = publisher(ctx, output, inputs)
-    first.input_datasets = [dep.output for dep in inputs]
-    try:
-        first.exec()
-    except Killed:
-        assert died
-    died.append("over")
+    die_at(step, publisher(ctx, output, inputs), monkeypatch)
     second = publisher(
         ctx, output, inputs if again == "the same" else collected(ctx, output, [source.dataset(2, 2, 2)])
     )
@@ -471,16 +499,48 @@ def broken(monkeypatch: pytest.MonkeyPatch, call: str, directory: str, code: int
     monkeypatch.setattr(os, call, wrong)
 
 
-def by_key(ctx: RuntimeContext, source: Source, output: Path, mode: Any = None, **keys: int) -> list[Task]:
-    """One who collects, of files in directories: so many rows in each `{key}=1`."""
-    made = source.dataset(*keys.values())
-    paths = []
-    for key, path in zip(keys, made.paths, strict=True):
-        paths.append(os.path.join(os.path.dirname(path), f"{key}=1", os.path.basename(path)))
-        os.renames(path, paths[-1])
-    task = given(ctx, ParquetDataSet(paths))
-    whole = [PartitionInfo(0, 1)]
-    return [attempt(DataSinkTask(ctx, [task], whole, str(output), "link_or_copy", mode=mode, num_dirs=1))]
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("before", ["a directory", "a result", "a result, in place"])
+@pytest.mark.parametrize("again", ["the same", "other files"])
+@pytest.mark.parametrize("name", [None, "users.parquet"])
+def test_a_repeat_of_files_in_directories(
+    ctx: RuntimeContext,
+    source: Source,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    before: str,
+    again: str,
+    name: str | None,
+) -> None:
+    output = tmp_path / "out"
+    if before == "a directory":
+        output.mkdir()
+    if before.endswith("in place"):
+        (tmp_path / "real").mkdir()
+        output.symlink_to("real")
+    if before.startswith("a result"):
+        clean(attempt(publisher(ctx, output, by_key(ctx, source, output, name=name, a=9, d=9), num_dirs=1)))
+    inputs = by_key(ctx, source, output, name=name, a=1, b=2, c=3)
+    die_at(step, publisher(ctx, output, inputs, num_dirs=1), monkeypatch)
+    others = inputs if again == "the same" else by_key(ctx, source, output, name=name, b=4, e=2)
+    second = publisher(ctx, output, others, num_dirs=1)
+    second.retry_count = 1
+    clean(attempt(second))
+    found = {os.path.dirname(path): count for path, count in rows_below(output).items()}
+    assert found == ({"a=1": 1, "b=1": 2, "c=1": 3} if again == "the same" else {"b=1": 4, "e=1": 2})
+
+
+def test_directories_without_files_are_nobodys(ctx: RuntimeContext, source: Source, tmp_path: Path) -> None:
+    """An attempt that dies before it moves a file leaves the directory that it made for it."""
+    output = tmp_path / "out"
+    (output / "a=1" / "b=1").mkdir(parents=True)
+    attempt(publisher(ctx, output, by_key(ctx, source, output, a=1), num_dirs=1))
+    (output / "c=1").mkdir()
+    publisher(ctx, output, [])
+    (output / "c=1" / "theirs.parquet").touch()
+    with pytest.raises(OutputExists, match="c=1"):
+        publisher(ctx, output, [])
 
 
 @pytest.mark.parametrize("mode", [None, "append", "error"])
@@ -630,6 +690,14 @@ def left(ctx: RuntimeContext, output: Path, retry: int, task: Task | None = None
     task = task or Writes(ctx, [], [TOPLEVEL], output_path=str(output))
     task.retry_count = retry
     return attempt(task)
+
+
+def test_results_of_nodes_stay_beside_what_is_published(ctx: RuntimeContext, source: Source, tmp_path: Path) -> None:
+    """They are no earlier result of the sink, though they are of the job."""
+    output = tmp_path / "out"
+    path = Path(left(ctx, output, 0)._output_files[0][0])
+    published(ctx, output, [source.dataset(1)])
+    assert path.exists()
 
 
 def test_attempts_that_nobody_accepted_are_swept(ctx: RuntimeContext, tmp_path: Path) -> None:
