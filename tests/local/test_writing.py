@@ -94,6 +94,16 @@ def test_directories_by_values_take_the_place_of_earlier_ones(five: sp.DataFrame
         assert sorted(place.name for place in path.iterdir() if place.is_dir()) == ["k=0", "k=1"]
 
 
+def test_no_rows_take_the_place_of_earlier_ones(five: sp.DataFrame, tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    rows = five.with_columns(k="a % 2", b="a")
+    for earlier in (None, "k"):
+        rows.write_parquet(str(path), partition_by=earlier)
+        rows.filter("a > 9").write_parquet(str(path), partition_by="k")
+        assert os.listdir(path) == [".MANIFEST.txt"]
+        assert (path / ".MANIFEST.txt").read_text() == ""
+
+
 def test_error_means_what_this_job_wrote_too(five: sp.DataFrame, tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.mkdir()

@@ -40,8 +40,12 @@ MAX_COUNTED = 1000
 SinkMode = Literal["error", "overwrite", "append"]
 
 
-def publish(stage: str, output_path: str, job_id: str, mode: SinkMode | None = None) -> None:
+def publish(
+    stage: str, output_path: str, job_id: str, mode: SinkMode | None = None, manifest_only: bool = False
+) -> None:
     """Make what lies in `stage` (files, the manifest, perhaps a mark) the content of the output path, or add it.
+
+    `manifest_only`: the manifest lists files where they are. These may lie below the output path, so that the directory there must stay.
 
     Raises:
         OutputExists: files of others are there, or, in mode `error`, any that are not in `stage` too.
@@ -58,8 +62,8 @@ def publish(stage: str, output_path: str, job_id: str, mode: SinkMode | None = N
                 _add(stage, output_path, keep_listed=False)
             case None:
                 check_no_foreign_files(output_path, job_id)
-                if not _replace_earlier(stage, output_path):
-                    _move_in(stage, output_path, job_id)
+                if manifest_only or not _replace_earlier(stage, output_path):
+                    _move_in(stage, output_path, job_id, manifest_only)
     sync(os.path.dirname(output_path))
     fault_point("publish.done")
 
@@ -82,7 +86,7 @@ def _replace_earlier(stage: str, output_path: str) -> bool:
     earlier = listed(os.path.join(output_path, MANIFEST_FILENAME))
     if not earlier or earlier == listed(os.path.join(stage, MANIFEST_FILENAME)):
         return False
-    if stage.startswith(output_path + os.sep) or not _has_files(stage):
+    if stage.startswith(output_path + os.sep):
         return False
     _change_places(stage, output_path)
     return True
@@ -143,12 +147,7 @@ def _alone_in(directory: str) -> Iterator[None]:
         os.close(fd)
 
 
-def _has_files(stage: str) -> bool:
-    """Whether anything but a manifest is published: a manifest alone may lie beside what it lists."""
-    return any(name != MANIFEST_FILENAME for name in os.listdir(stage))
-
-
-def _move_in(stage: str, output_path: str, job_id: str) -> None:
+def _move_in(stage: str, output_path: str, job_id: str, manifest_only: bool) -> None:
     """File by file, the manifest last. What other files this job left there, whole results or parts of them, goes."""
     mark = mark_of(job_id)
     names = [name for name in files_below(stage) if name not in (MANIFEST_FILENAME, mark)]
@@ -157,7 +156,10 @@ def _move_in(stage: str, output_path: str, job_id: str) -> None:
         _mark_published(stage, output_path, job_id, before)
     manifest = os.path.join(output_path, MANIFEST_FILENAME)
     had_result = os.path.exists(manifest)
-    obsolete = before - set(names) if names else set()
+    staged = os.path.join(stage, MANIFEST_FILENAME)
+    kept = {os.path.relpath(path, output_path) for path in listed(staged)}
+    # A manifest alone takes no other's place: it may lie beside what it lists by other paths.
+    obsolete = set() if manifest_only and not names else before - kept
     if not had_result:
         _remove(output_path, obsolete)
     for name in names:
@@ -165,7 +167,7 @@ def _move_in(stage: str, output_path: str, job_id: str) -> None:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         os.replace(os.path.join(stage, name), target)
         fault_point("publish.file")
-    os.replace(os.path.join(stage, MANIFEST_FILENAME), manifest)
+    os.replace(staged, manifest)
     fault_point("publish.manifest")
     if had_result:
         _remove(output_path, obsolete)

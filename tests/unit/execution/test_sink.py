@@ -290,6 +290,51 @@ def test_manifest_lists_files_where_they_are(ctx: RuntimeContext, source: Source
     assert listing(tmp_path) == ["out", "root"]
 
 
+def test_what_a_manifest_lists_stays_where_it_is(ctx: RuntimeContext, source: Source, tmp_path: Path) -> None:
+    """Below the output path, too: the manifest of an earlier result was there, and there is a file to be put beside it."""
+    output = tmp_path / "out"
+    earlier = published(ctx, output, [source.dataset(1), source.dataset(2)]).output
+    first = ParquetDataSet(earlier.resolved_paths[:1])
+    for more in ([], [source.dataset(5).partition_by_rows(2)[0]]):
+        clean(attempt(publisher(ctx, output, [given(ctx, one) for one in [first, *more]], "manifest")))
+        listed = (output / MANIFEST_FILENAME).read_text().splitlines()
+        assert [pq.read_metadata(path).num_rows for path in listed] == [1, 3][: len(listed)]
+        assert len(listed) == 1 + len(more)
+
+
+@pytest.mark.parametrize("step", [None, "publish.replace", "publish.file", "publish.manifest", "publish.done"])
+@pytest.mark.parametrize("before", ["a result", "a result, in place", "a part of one"])
+@pytest.mark.parametrize("by", [False, True])
+def test_a_result_of_no_files_takes_the_place_of_an_earlier_one(
+    ctx: RuntimeContext,
+    source: Source,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str | None,
+    before: str,
+    by: bool,
+) -> None:
+    output = tmp_path / "out"
+    if before.endswith("in place"):
+        (tmp_path / "real").mkdir()
+        output.symlink_to("real")
+    if before == "a part of one":
+        output.mkdir()
+    inputs = by_key(ctx, source, output, a=1, b=2) if by else collected(ctx, output, [source.dataset(1, 2)])
+    first = publisher(ctx, output, inputs, num_dirs=int(by))
+    if before == "a part of one":
+        die_at("publish.file", first, monkeypatch)
+    else:
+        clean(attempt(first))
+    empty = publisher(ctx, output, collected(ctx, output, [ParquetDataSet([])]))
+    if step:
+        die_at(step, empty, monkeypatch)
+    empty.retry_count = 1
+    clean(attempt(empty))
+    assert rows_below(output) == {}
+    assert listing(output) == [MANIFEST_FILENAME]
+
+
 @pytest.mark.parametrize("foreign", ["data.parquet", ".hidden", "sub/inner.parquet", MANIFEST_FILENAME])
 def test_files_of_others_are_an_error_before_anything_runs(ctx: RuntimeContext, tmp_path: Path, foreign: str) -> None:
     output = tmp_path / "out"
