@@ -5,8 +5,8 @@
     a directory that was there       files by rename, the manifest last
     anything of others               an error
 
-That is what happens without a mode. `error` takes an earlier result of this job for one of others, `overwrite` changes places with whatever is
-there, `append` adds its files to it, the manifest that names them all last.
+That is what happens without a mode; a manifest of files elsewhere is always moved in. `error` takes an earlier result of this job for one of
+others, `overwrite` changes places with whatever is there, `append` adds its files to it, the manifest that names them all last.
 
 A repeat, after a death at any step, does the same again: the files keep their names. By these, modes `error` and `append` tell what the repeat
 of a sink finds there of its own from what another sink put there (`DataSinkTask.has_own_names`).
