@@ -28,7 +28,6 @@ from smallpond_mpi.execution.task.publish import (
     MANIFEST_FILENAME,
     check_can_be_made,
     check_no_foreign_files,
-    files_below,
     listed,
     publish,
     remove_staging,
@@ -36,6 +35,7 @@ from smallpond_mpi.execution.task.publish import (
     write_text,
 )
 from smallpond_mpi.io.filesystem import link_or_copy
+from smallpond_mpi.io.walk import walk
 from smallpond_mpi.platform.arrays import ARRAY_OF, show_indices
 
 SHOWN_ELEMENTS = 20
@@ -178,7 +178,8 @@ def _merge(path: str, parts: Sequence[tuple[int, Output]], array: str) -> Collec
 
 def _files_of(index: int, output: Output) -> list[str]:
     """The files of an element, which its manifest lists."""
-    there = {os.path.join(output.place, name) for name in files_below(output.place)}
+    # What goes while it is looked at is missing, which is told below.
+    there = {os.path.join(output.place, name) for name in walk(output.place, ignored=(FileNotFoundError,))}
     files = listed(os.path.join(output.place, MANIFEST_FILENAME))
     missing = [file for file in files if file not in there]
     if missing or not os.path.isdir(output.place):

@@ -82,6 +82,28 @@ def test_directories_by_values(five: sp.DataFrame, tmp_path: Path) -> None:
         rows.write_parquet(str(path), partition_by="k", mode="error")
 
 
+def test_directories_by_values_take_the_place_of_earlier_ones(five: sp.DataFrame, tmp_path: Path) -> None:
+    """Also where files are moved in, for nothing can be renamed to a link."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    rows = five.with_columns(k="a % 2", b="a")
+    for path in (tmp_path / "out", tmp_path / "link"):
+        for key in ("k", "b", "k"):
+            rows.write_parquet(str(path), partition_by=key)
+            assert times(path) == {1}
+        assert sorted(place.name for place in path.iterdir() if place.is_dir()) == ["k=0", "k=1"]
+
+
+def test_no_rows_take_the_place_of_earlier_ones(five: sp.DataFrame, tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    rows = five.with_columns(k="a % 2", b="a")
+    for earlier in (None, "k"):
+        rows.write_parquet(str(path), partition_by=earlier)
+        rows.filter("a > 9").write_parquet(str(path), partition_by="k")
+        assert os.listdir(path) == [".MANIFEST.txt"]
+        assert (path / ".MANIFEST.txt").read_text() == ""
+
+
 def test_error_means_what_this_job_wrote_too(five: sp.DataFrame, tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.mkdir()

@@ -27,6 +27,7 @@ from smallpond_mpi.execution.task.measured import Measured
 from smallpond_mpi.execution.task.metrics import AttemptMetrics
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
 from smallpond_mpi.faults import fault_point
+from smallpond_mpi.io.walk import files_below, is_directory
 
 if TYPE_CHECKING:
     from smallpond_mpi.logical.dataset import DataSet
@@ -343,11 +344,12 @@ class Task(Measured):
         self._running = False
         if self._has_written:
             runtime, final = self.runtime_output_abspath, self.final_output_abspath
-            if runtime != final and os.path.isdir(runtime):
+            if runtime != final and is_directory(runtime):
                 commit_directory(runtime, final)
                 if self.dataset is not None:
                     self.dataset = self.dataset.moved(runtime, final)
-            self._output_files = [(path, os.path.getsize(path)) for path in files_below(final)]
+            paths = [os.path.join(final, name) for name in files_below(final)]
+            self._output_files = [(path, os.path.getsize(path)) for path in paths]
             if self.dataset is None:
                 self._output_dir = final
         self._metrics.finish(self)
@@ -429,11 +431,6 @@ class Task(Measured):
     def ray_marker_path(self) -> str:
         """An empty file: there when this attempt was started on Ray."""
         return os.path.join(self.ctx.started_task_dir, f"{self.node_id}.{self.key}.{self.retry_count}")
-
-
-def files_below(directory: str) -> list[str]:
-    """All files in a directory and below it, sorted."""
-    return sorted(os.path.join(parent, name) for parent, _, names in os.walk(directory) for name in names)
 
 
 def commit_directory(runtime: str, final: str) -> None:

@@ -5,8 +5,8 @@
     a directory that was there       files by rename, the manifest last
     anything of others               an error
 
-That is what happens without a mode. `error` takes an earlier result of this job for one of others, `overwrite` changes places with whatever is
-there, `append` adds its files to it, the manifest that names them all last.
+That is what happens without a mode; a manifest of files elsewhere is always moved in. `error` takes an earlier result of this job for one of
+others, `overwrite` changes places with whatever is there, `append` adds its files to it, the manifest that names them all last.
 
 A repeat, after a death at any step, does the same again: the files keep their names. By these, modes `error` and `append` tell what the repeat
 of a sink finds there of its own from what another sink put there (`DataSinkTask.has_own_names`).
@@ -20,16 +20,19 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Literal
 
 from smallpond_mpi.common import OutputExists, OutputUnusable
 from smallpond_mpi.faults import fault_point
 from smallpond_mpi.io.exchange import exchange, sync
+from smallpond_mpi.io.walk import files_below, walk
 
 NEVER = frozenset({errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EROFS})
 """Why a directory can't be made, now or when it is tried again."""
 MANIFEST_FILENAME = ".MANIFEST.txt"
+GONE = (FileNotFoundError,)
+"""Ignored in a walk of an output path: other sinks, and rank 0, remove what is theirs there at any time. Never in a walk of a stage."""
 MAX_COUNTED = 1000
 """Of files that stand in the way, as many are counted for the error."""
 
@@ -37,8 +40,12 @@ MAX_COUNTED = 1000
 SinkMode = Literal["error", "overwrite", "append"]
 
 
-def publish(stage: str, output_path: str, job_id: str, mode: SinkMode | None = None) -> None:
+def publish(
+    stage: str, output_path: str, job_id: str, mode: SinkMode | None = None, manifest_only: bool = False
+) -> None:
     """Make what lies in `stage` (files, the manifest, perhaps a mark) the content of the output path, or add it.
+
+    `manifest_only`: the manifest lists files where they are. These may lie below the output path, so that the directory there must stay.
 
     Raises:
         OutputExists: files of others are there, or, in mode `error`, any that are not in `stage` too.
@@ -55,8 +62,8 @@ def publish(stage: str, output_path: str, job_id: str, mode: SinkMode | None = N
                 _add(stage, output_path, keep_listed=False)
             case None:
                 check_no_foreign_files(output_path, job_id)
-                if not _replace_earlier(stage, output_path):
-                    _move_in(stage, output_path, job_id)
+                if manifest_only or not _replace_earlier(stage, output_path):
+                    _move_in(stage, output_path, job_id, manifest_only)
     sync(os.path.dirname(output_path))
     fault_point("publish.done")
 
@@ -79,7 +86,7 @@ def _replace_earlier(stage: str, output_path: str) -> bool:
     earlier = listed(os.path.join(output_path, MANIFEST_FILENAME))
     if not earlier or earlier == listed(os.path.join(stage, MANIFEST_FILENAME)):
         return False
-    if stage.startswith(output_path + os.sep) or not _has_files(stage):
+    if stage.startswith(output_path + os.sep):
         return False
     _change_places(stage, output_path)
     return True
@@ -102,7 +109,8 @@ def _replace_all(stage: str, output_path: str) -> None:
         _change_places(stage, output_path)
         return
     staged = files_below(stage)
-    before = set(_data_below(output_path))
+    # What may not be read may not be removed either: lost+found where a disk is mounted.
+    before = set(_data_below(output_path, ignored=(*GONE, PermissionError)))
     _add(stage, output_path, keep_listed=False)
     _remove(output_path, before - set(staged))
 
@@ -139,24 +147,7 @@ def _alone_in(directory: str) -> Iterator[None]:
         os.close(fd)
 
 
-def files_below(directory: str) -> list[str]:
-    """The files in a directory and in those below it, by their paths within it, sorted."""
-    return sorted(_walk(directory))
-
-
-def _walk(directory: str) -> Iterator[str]:
-    """The same, as they are found: who asks whether there is one of others must not wait for millions of them."""
-    for place, _, names in os.walk(directory):
-        for name in names:
-            yield os.path.relpath(os.path.join(place, name), directory)
-
-
-def _has_files(stage: str) -> bool:
-    """Whether anything but a manifest is published: a manifest alone may lie beside what it lists."""
-    return any(name != MANIFEST_FILENAME for name in os.listdir(stage))
-
-
-def _move_in(stage: str, output_path: str, job_id: str) -> None:
+def _move_in(stage: str, output_path: str, job_id: str, manifest_only: bool) -> None:
     """File by file, the manifest last. What other files this job left there, whole results or parts of them, goes."""
     mark = mark_of(job_id)
     names = [name for name in files_below(stage) if name not in (MANIFEST_FILENAME, mark)]
@@ -165,7 +156,10 @@ def _move_in(stage: str, output_path: str, job_id: str) -> None:
         _mark_published(stage, output_path, job_id, before)
     manifest = os.path.join(output_path, MANIFEST_FILENAME)
     had_result = os.path.exists(manifest)
-    obsolete = before - set(names) if names else set()
+    staged = os.path.join(stage, MANIFEST_FILENAME)
+    kept = {os.path.relpath(path, output_path) for path in listed(staged)}
+    # A manifest alone takes no other's place: it may lie beside what it lists by other paths.
+    obsolete = set() if manifest_only and not names else before - kept
     if not had_result:
         _remove(output_path, obsolete)
     for name in names:
@@ -173,7 +167,7 @@ def _move_in(stage: str, output_path: str, job_id: str) -> None:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         os.replace(os.path.join(stage, name), target)
         fault_point("publish.file")
-    os.replace(os.path.join(stage, MANIFEST_FILENAME), manifest)
+    os.replace(staged, manifest)
     fault_point("publish.manifest")
     if had_result:
         _remove(output_path, obsolete)
@@ -183,31 +177,40 @@ def _move_in(stage: str, output_path: str, job_id: str) -> None:
 def _mark_published(stage: str, output_path: str, job_id: str, before: set[str]) -> None:
     """The mark goes first: what it names is known for this job's from then on, and what an earlier mark named still is."""
     mark = mark_of(job_id)
-    path = os.path.join(stage, mark)
-    if os.path.exists(path):
-        with open(path) as file:
-            names: list[str] = json.load(file)
+    names = marked_names(stage, job_id)
+    if names:
         write_mark(stage, job_id, sorted({*names, *(name for name in before if job_id not in name)}))
-        os.replace(path, os.path.join(output_path, mark))
+        os.replace(os.path.join(stage, mark), os.path.join(output_path, mark))
 
 
-def _remove(directory: str, names: Iterable[str]) -> None:
+def _remove(directory: str, names: Collection[str]) -> None:
+    """Files, and the directories that hold nothing then."""
     for name in names:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(directory, name))
+    for place in {os.path.dirname(name) for name in names}:
+        with contextlib.suppress(OSError):  # there is something in it, or somebody removed it
+            while place:
+                os.rmdir(os.path.join(directory, place))
+                place = os.path.dirname(place)
 
 
 def _own_files(directory: str, job_id: str) -> set[str]:
-    """Files of this job (not directories, which are those of nodes with an output name)."""
+    """Files of this job, but for those in directories of nodes with an output name."""
     marked = set(marked_names(directory, job_id))
-    with os.scandir(directory) as entries:
-        return {
-            entry.name
-            for entry in entries
-            if entry.name not in (MANIFEST_FILENAME, mark_of(job_id))
-            and (entry.name in marked or job_id in entry.name)
-            and not entry.is_dir(follow_symlinks=False)
-        }
+    return {
+        name
+        for name in _data_below(directory)
+        if name not in (MANIFEST_FILENAME, mark_of(job_id))
+        and (name in marked or job_id in name)
+        and not _is_of_a_node(name, job_id)
+    }
+
+
+def _is_of_a_node(name: str, job_id: str) -> bool:
+    """Whether a file lies in {name}/{job_id}.{attempt}."""
+    parts = name.split(os.sep)
+    return len(parts) > 2 and parts[1].startswith(f"{job_id}.")
 
 
 # names
@@ -278,7 +281,7 @@ def check_no_foreign_files(output_path: str, job_id: str) -> None:
     Raises:
         OutputExists: naming the path and some of what is there.
     """
-    if not os.path.lexists(output_path):
+    if not _is_there(output_path):
         return
     if not os.path.isdir(output_path):
         raise OutputExists(f"output path {output_path} is a file: give a directory, or one that does not exist yet")
@@ -287,6 +290,17 @@ def check_no_foreign_files(output_path: str, job_id: str) -> None:
         raise OutputExists(
             f"output path {output_path} holds files that this job did not write ({_shown(foreign)}): remove them or give another path"
         )
+
+
+def _is_there(path: str) -> bool:
+    """Whether anything is at a path. Raises an error that leaves it open."""
+    try:
+        os.lstat(path)
+    except OSError as error:
+        if error.errno not in NEVER:
+            raise
+        return False
+    return True
 
 
 def check_holds_only(output_path: str, names: Iterable[str]) -> None:
@@ -309,9 +323,12 @@ def _shown(names: Sequence[str], at_least: str = "") -> str:
     return ", ".join(names[:3]) + (f" and{at_least} {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _data_below(output_path: str) -> Iterator[str]:
-    """The files at an output path but for those that wait in staging within it; none if it is not there."""
-    return (name for name in _walk(output_path) if not name.startswith(".staging" + os.sep))
+def _data_below(output_path: str, ignored: tuple[type[OSError], ...] = GONE) -> Iterator[str]:
+    """The files at an output path but for those that wait in staging within it; none if it is not there.
+
+    As they are found: who asks whether there is one of others must not wait for millions of them.
+    """
+    return walk(output_path, ignored, skipped=(".staging",))
 
 
 def check_can_be_made(output_path: str) -> None:
@@ -352,25 +369,27 @@ def unusable(output_path: str, error: OSError) -> OutputUnusable:
 def _foreign_entries(directory: str, job_id: str) -> Iterator[str]:
     with os.scandir(directory) as entries:
         present = {entry.name: entry for entry in entries}
-    ours = {".staging", *marked_names(directory, job_id)}
+    marked = set(marked_names(directory, job_id))
+    ours = {".staging", *marked}
     data = {name for name in present if name not in ours and name != MANIFEST_FILENAME and job_id not in name}
     for name in data:
-        entry = present[name]
-        if not (entry.is_dir(follow_symlinks=False) and _holds_only_ours(entry.path, job_id)):
+        if not (present[name].is_dir(follow_symlinks=False) and _holds_only_ours(directory, name, job_id, marked)):
             yield name
     is_alone = MANIFEST_FILENAME in present and len(present) == 1
     if is_alone and any(job_id not in path for path in listed(present[MANIFEST_FILENAME].path)):
         yield MANIFEST_FILENAME
 
 
-def _holds_only_ours(directory: str, job_id: str) -> bool:
-    """Whether a node's output directory ({name}/{job_id}.{attempt}) holds results of this job alone."""
-    is_any = False
-    for name in _walk(directory):
-        if job_id not in name:
-            return False
-        is_any = True
-    return is_any
+def _holds_only_ours(output_path: str, name: str, job_id: str, marked: Collection[str]) -> bool:
+    """Whether a directory there, of a node ({name}/{job_id}.{attempt}) or of a value, holds results of this job alone.
+
+    Empty ones are nobody's: an attempt that dies leaves some, which it made for files or took them from.
+    """
+    try:
+        found = walk(os.path.join(output_path, name), ignored=GONE)
+        return all(job_id in inner or os.path.join(name, inner) in marked for inner in found)
+    except PermissionError:
+        return False  # nothing of ours is hidden from us
 
 
 def remove_staging(path: str, levels_above: int = 1) -> None:

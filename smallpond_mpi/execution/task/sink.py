@@ -345,7 +345,7 @@ class DataSinkTask(Task):
             write_mark(stage, job_id, marked)
         write_text(os.path.join(stage, self.manifest_filename), "".join(f"{path}\n" for path in final))
         fault_point("publish.staged")
-        publish(stage, self.output_path, job_id, self.mode)
+        publish(stage, self.output_path, job_id, self.mode, manifest_only=self.type == "manifest")
         self.dataset = dataset.renamed(final)
 
 

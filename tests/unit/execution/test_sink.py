@@ -1,7 +1,9 @@
 """Publishing: whole or not at all, whatever was there before, and again after a death at any step."""
 
 import datetime
+import errno
 import os
+import re
 import subprocess
 import threading
 import types
@@ -83,8 +85,10 @@ def collected(ctx: RuntimeContext, output: Path, datasets: list[Any], type: Any 
     ]
 
 
-def publisher(ctx: RuntimeContext, output: Path, inputs: list[Task], type: Any = "link_manifest") -> DataSinkTask:
-    task = DataSinkTask(ctx, inputs, [TOPLEVEL], str(output), type)
+def publisher(
+    ctx: RuntimeContext, output: Path, inputs: list[Task], type: Any = "link_manifest", num_dirs: int = 0
+) -> DataSinkTask:
+    task = DataSinkTask(ctx, inputs, [TOPLEVEL], str(output), type, num_dirs=num_dirs)
     task.check_before_run()
     return task
 
@@ -97,12 +101,34 @@ def published(ctx: RuntimeContext, output: Path, datasets: list[Any], type: Any 
     return task
 
 
-def clean(task: DataSinkTask) -> None:
+def by_key(
+    ctx: RuntimeContext, source: Source, output: Path, mode: Any = None, name: str | None = None, **rows: int
+) -> list[Task]:
+    """One who collects files that lie in directories: so many rows in each `{key}=1`."""
+    paths = []
+    for key, count in rows.items():
+        (made,) = source.dataset(count, name=name).paths
+        paths.append(os.path.join(os.path.dirname(made), f"{key}=1", os.path.basename(made)))
+        os.renames(made, paths[-1])
+    inputs = [given(ctx, ParquetDataSet(paths))]
+    whole = [PartitionInfo(0, 1)]
+    return [attempt(DataSinkTask(ctx, inputs, whole, str(output), "link_or_copy", mode=mode, num_dirs=1))]
+
+
+def clean(task: Any) -> None:
     """What rank 0 does once the attempt is accepted."""
     from smallpond_mpi.execution.task.publish import remove_staging
 
     for path in task.obsolete_paths:
         remove_staging(path, levels_above=2)
+
+
+def rows_below(output: Path) -> dict[str, int]:
+    """Of each file, by its path. By listing, which must agree with the manifest; no directory is empty."""
+    files = sorted(map(str, output.rglob("*.parquet")))
+    assert sorted((output / MANIFEST_FILENAME).read_text().splitlines()) == files
+    assert all(any(path.iterdir()) for path in output.rglob("*") if path.is_dir())
+    return {os.path.relpath(path, output): pq.read_metadata(path).num_rows for path in files}
 
 
 def listing(directory: Path) -> list[str]:
@@ -264,6 +290,51 @@ def test_manifest_lists_files_where_they_are(ctx: RuntimeContext, source: Source
     assert listing(tmp_path) == ["out", "root"]
 
 
+def test_what_a_manifest_lists_stays_where_it_is(ctx: RuntimeContext, source: Source, tmp_path: Path) -> None:
+    """Below the output path, too: the manifest of an earlier result was there, and there is a file to be put beside it."""
+    output = tmp_path / "out"
+    earlier = published(ctx, output, [source.dataset(1), source.dataset(2)]).output
+    first = ParquetDataSet(earlier.resolved_paths[:1])
+    for more in ([], [source.dataset(5).partition_by_rows(2)[0]]):
+        clean(attempt(publisher(ctx, output, [given(ctx, one) for one in [first, *more]], "manifest")))
+        listed = (output / MANIFEST_FILENAME).read_text().splitlines()
+        assert [pq.read_metadata(path).num_rows for path in listed] == [1, 3][: len(listed)]
+        assert len(listed) == 1 + len(more)
+
+
+@pytest.mark.parametrize("step", [None, "publish.replace", "publish.file", "publish.manifest", "publish.done"])
+@pytest.mark.parametrize("before", ["a result", "a result, in place", "a part of one"])
+@pytest.mark.parametrize("by", [False, True])
+def test_a_result_of_no_files_takes_the_place_of_an_earlier_one(
+    ctx: RuntimeContext,
+    source: Source,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str | None,
+    before: str,
+    by: bool,
+) -> None:
+    output = tmp_path / "out"
+    if before.endswith("in place"):
+        (tmp_path / "real").mkdir()
+        output.symlink_to("real")
+    if before == "a part of one":
+        output.mkdir()
+    inputs = by_key(ctx, source, output, a=1, b=2) if by else collected(ctx, output, [source.dataset(1, 2)])
+    first = publisher(ctx, output, inputs, num_dirs=int(by))
+    if before == "a part of one":
+        die_at("publish.file", first, monkeypatch)
+    else:
+        clean(attempt(first))
+    empty = publisher(ctx, output, collected(ctx, output, [ParquetDataSet([])]))
+    if step:
+        die_at(step, empty, monkeypatch)
+    empty.retry_count = 1
+    clean(attempt(empty))
+    assert rows_below(output) == {}
+    assert listing(output) == [MANIFEST_FILENAME]
+
+
 @pytest.mark.parametrize("foreign", ["data.parquet", ".hidden", "sub/inner.parquet", MANIFEST_FILENAME])
 def test_files_of_others_are_an_error_before_anything_runs(ctx: RuntimeContext, tmp_path: Path, foreign: str) -> None:
     output = tmp_path / "out"
@@ -285,12 +356,12 @@ def test_a_large_tree_of_others_is_not_walked_to_the_end(
 ) -> None:
     entered: list[str] = []
 
-    def walk(top: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    def walk(top: str, **options: object) -> Iterator[tuple[str, list[str], list[str]]]:
         for number in range(10**9):
             entered.append(f"{top}/{number}")
             yield f"{top}/{number}", [], ["theirs.parquet"]
 
-    monkeypatch.setattr(publish_module.os, "walk", walk)
+    monkeypatch.setattr(os, "walk", walk)
     (tmp_path / "out" / "theirs").mkdir(parents=True)
     with pytest.raises(OutputExists, match="theirs"):
         check(str(tmp_path / "out"))
@@ -408,6 +479,25 @@ class Killed(BaseException):
 STEPS = ("publish.staged", "publish.replace", "publish.aside", "publish.file", "publish.manifest", "publish.done")
 
 
+def die_at(step: str, task: DataSinkTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attempt that dies when it gets there first."""
+    died = []
+
+    def die(name: str) -> None:
+        if name == step and not died:
+            died.append(name)
+            raise Killed
+
+    for module in (publish_module, sink_module):
+        monkeypatch.setattr(module, "fault_point", die)
+    task.input_datasets = [dep.output for dep in task._deps.tasks]
+    try:
+        task.exec()
+    except Killed:
+        assert died
+    died.append("over")
+
+
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("before", ["nothing", "a directory", "a result", "a result, no exchange"])
 @pytest.mark.parametrize("again", ["the same", "other files"])
@@ -429,22 +519,7 @@ def test_a_repeat_after_a_death_at_any_step(
     if before.endswith("no exchange"):
         monkeypatch.setattr(publish_module, "exchange", lambda one, other: False)
     inputs = collected(ctx, output, [source.dataset(1, 2), source.dataset(3, name="users.parquet")])
-    died = []
-
-    def die(name: str) -> None:
-        if name == step and not died:
-            died.append(name)
-            raise Killed
-
-    for module in (publish_module, sink_module):
-        monkeypatch.setattr(module, "fault_point", die)
-    first = publisher(ctx, output, inputs)
-    first.input_datasets = [dep.output for dep in inputs]
-    try:
-        first.exec()
-    except Killed:
-        assert died
-    died.append("over")
+    die_at(step, publisher(ctx, output, inputs), monkeypatch)
     second = publisher(
         ctx, output, inputs if again == "the same" else collected(ctx, output, [source.dataset(2, 2, 2)])
     )
@@ -454,6 +529,123 @@ def test_a_repeat_after_a_death_at_any_step(
     assert rows(output) == 6
     assert listing(tmp_path) == ["out", "root"]
     assert not [name for name in listing(output) if name.startswith(".staging")]
+
+
+def broken(monkeypatch: pytest.MonkeyPatch, call: str, directory: str, code: int = errno.EIO) -> None:
+    """From now on the file system says this of directories whose paths end so, once."""
+    right, said = getattr(os, call), []
+
+    def wrong(path: Any, *args: Any, **options: Any) -> Any:
+        if str(path).endswith(directory) and not said:
+            said.append(path)
+            raise OSError(code, os.strerror(code), path)
+        return right(path, *args, **options)
+
+    monkeypatch.setattr(os, call, wrong)
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("before", ["a directory", "a result", "a result, in place"])
+@pytest.mark.parametrize("again", ["the same", "other files"])
+@pytest.mark.parametrize("name", [None, "users.parquet"])
+def test_a_repeat_of_files_in_directories(
+    ctx: RuntimeContext,
+    source: Source,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    before: str,
+    again: str,
+    name: str | None,
+) -> None:
+    output = tmp_path / "out"
+    if before == "a directory":
+        output.mkdir()
+    if before.endswith("in place"):
+        (tmp_path / "real").mkdir()
+        output.symlink_to("real")
+    if before.startswith("a result"):
+        clean(attempt(publisher(ctx, output, by_key(ctx, source, output, name=name, a=9, d=9), num_dirs=1)))
+    inputs = by_key(ctx, source, output, name=name, a=1, b=2, c=3)
+    die_at(step, publisher(ctx, output, inputs, num_dirs=1), monkeypatch)
+    others = inputs if again == "the same" else by_key(ctx, source, output, name=name, b=4, e=2)
+    second = publisher(ctx, output, others, num_dirs=1)
+    second.retry_count = 1
+    clean(attempt(second))
+    found = {os.path.dirname(path): count for path, count in rows_below(output).items()}
+    assert found == ({"a=1": 1, "b=1": 2, "c=1": 3} if again == "the same" else {"b=1": 4, "e=1": 2})
+
+
+def test_directories_without_files_are_nobodys(ctx: RuntimeContext, source: Source, tmp_path: Path) -> None:
+    """An attempt that dies before it moves a file leaves the directory that it made for it."""
+    output = tmp_path / "out"
+    (output / "a=1" / "b=1").mkdir(parents=True)
+    attempt(publisher(ctx, output, by_key(ctx, source, output, a=1), num_dirs=1))
+    (output / "c=1").mkdir()
+    publisher(ctx, output, [])
+    (output / "c=1" / "theirs.parquet").touch()
+    with pytest.raises(OutputExists, match="c=1"):
+        publisher(ctx, output, [])
+
+
+@pytest.mark.parametrize("mode", [None, "append", "error"])
+def test_a_stage_that_can_not_be_read_is_not_published(
+    ctx: RuntimeContext, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Any
+) -> None:
+    """A part of it that nobody sees would be in the manifest, and nowhere else."""
+    output = tmp_path / "out"
+    output.mkdir()
+    inputs = by_key(ctx, source, output, mode, a=1, b=2)
+    task = DataSinkTask(ctx, inputs, [TOPLEVEL], str(output), mode=mode, num_dirs=1)
+    with monkeypatch.context() as patch:
+        broken(patch, "scandir", f"publish.{task.runtime_id}/b=1")
+        with pytest.raises(OSError, match="Input/output error"):
+            attempt(task)
+    task.retry_count = 1
+    attempt(task)
+    assert task.output.num_rows == 3
+
+
+def test_an_output_path_that_can_not_be_read_is_not_empty(
+    ctx: RuntimeContext, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    task = DataSinkTask(ctx, by_key(ctx, source, output, "error", a=1), [TOPLEVEL], str(output), mode="error")
+    (output / "sub").mkdir(parents=True)
+    (output / "sub" / "theirs.parquet").touch()
+    with monkeypatch.context() as patch:
+        broken(patch, "scandir", "sub")
+        with pytest.raises(OSError, match="Input/output error"):
+            attempt(task)
+    with monkeypatch.context() as patch:
+        broken(patch, "lstat", "out")
+        with pytest.raises(OSError, match="Input/output error"):
+            publish_module.check_no_foreign_files(str(output), str(ctx.job_id))
+    task.retry_count = 1
+    with pytest.raises(OutputExists, match="theirs"):
+        attempt(task)
+    assert listing(output) == ["sub"]
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO])
+def test_what_may_not_be_read_is_not_overwritten(
+    ctx: RuntimeContext, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """lost+found stays; a directory that should be readable is tried again."""
+    (tmp_path / "real" / "lost+found").mkdir(parents=True)
+    (tmp_path / "real" / "old.parquet").touch()
+    output = tmp_path / "out"
+    output.symlink_to("real")
+    task = DataSinkTask(ctx, by_key(ctx, source, output, "overwrite", a=1), [TOPLEVEL], str(output), mode="overwrite")
+    broken(monkeypatch, "scandir", "lost+found", code)
+    if code == errno.EIO:
+        with pytest.raises(OSError, match="Input/output error"):
+            attempt(task)
+        task.retry_count = 1
+    clean(attempt(task))
+    assert task.output.num_rows == 1
+    assert len(listing(output)) == 3
+    assert {"lost+found", MANIFEST_FILENAME} < set(listing(output))
 
 
 def test_files_named_by_users_are_known_for_this_jobs(ctx: RuntimeContext, source: Source, tmp_path: Path) -> None:
@@ -523,11 +715,34 @@ class Writes(Task):
         return True
 
 
+@pytest.mark.parametrize(("call", "place"), [("stat", "staging"), ("scandir", "")])
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ESHUTDOWN])
+def test_an_output_that_can_not_be_listed_is_not_empty(
+    ctx: RuntimeContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, place: str, code: int
+) -> None:
+    task = Writes(ctx, [], [TOPLEVEL], output_path=str(tmp_path / "named"))
+    lies = task.runtime_output_abspath if place else task.final_output_abspath
+    with monkeypatch.context() as patch:
+        broken(patch, call, lies, code)
+        with pytest.raises(OSError, match=re.escape(os.strerror(code))):
+            attempt(task)
+    task.retry_count = 1
+    assert [os.path.basename(path) for path, _ in attempt(task)._output_files] == [f"{task.output_filename}.parquet"]
+
+
 def left(ctx: RuntimeContext, output: Path, retry: int, task: Task | None = None) -> Task:
     """An attempt that went through, whatever became of it."""
     task = task or Writes(ctx, [], [TOPLEVEL], output_path=str(output))
     task.retry_count = retry
     return attempt(task)
+
+
+def test_results_of_nodes_stay_beside_what_is_published(ctx: RuntimeContext, source: Source, tmp_path: Path) -> None:
+    """They are no earlier result of the sink, though they are of the job."""
+    output = tmp_path / "out"
+    path = Path(left(ctx, output, 0)._output_files[0][0])
+    published(ctx, output, [source.dataset(1)])
+    assert path.exists()
 
 
 def test_attempts_that_nobody_accepted_are_swept(ctx: RuntimeContext, tmp_path: Path) -> None:
