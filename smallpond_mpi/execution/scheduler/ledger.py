@@ -114,7 +114,7 @@ class Ledger:
 
     def remove_what_is_stale(self) -> None:
         """After success: named results of attempts that this run of the script had no use for (a node was changed, say)."""
-        self._outputs.sweep()
         for record in self._restored.accepted.values():
             if not self._lineage.is_used(record):
                 self.discard(record.attempt, record.state)
+        self._outputs.sweep()

@@ -26,6 +26,7 @@ from typing import Literal
 from smallpond_mpi.common import OutputExists, OutputUnusable
 from smallpond_mpi.faults import fault_point
 from smallpond_mpi.io.exchange import exchange, sync
+from smallpond_mpi.io.filesystem import remove_tree
 
 NEVER = frozenset({errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EROFS})
 """Why a directory can't be made, now or when it is tried again."""
@@ -373,10 +374,11 @@ def _holds_only_ours(directory: str, job_id: str) -> bool:
     return is_any
 
 
-def remove_staging(path: str, levels_above: int = 1) -> None:
-    """Remove a directory of staging, and so many above it if nothing else is in them."""
-    shutil.rmtree(path, ignore_errors=True)
+def remove_staging(path: str, levels_above: int = 1) -> list[str]:
+    """Remove a directory of staging, and so many above it if nothing else is in them; returns what can't be removed, with why."""
+    left = remove_tree(path)
     with contextlib.suppress(OSError):  # staging of others is there too, or somebody removed it
         for _ in range(levels_above):
             path = os.path.dirname(path)
             os.rmdir(path)
+    return left
