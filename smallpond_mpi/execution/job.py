@@ -23,7 +23,7 @@ from smallpond_mpi.common import DataRootUnusable, JobFailed, JobOwned, JobStopp
 from smallpond_mpi.config import LEVELS, Config
 from smallpond_mpi.execution.by_value import import_dirs, pickle_by_value_what_lies_beside, script_dirs
 from smallpond_mpi.execution.context import JobId, RuntimeContext
-from smallpond_mpi.execution.journal import EpochStarted, JobEnded, Journal, restore
+from smallpond_mpi.execution.journal import EpochStarted, JobEnded, JobSucceeded, Journal, restore
 from smallpond_mpi.execution.lease import Lease
 from smallpond_mpi.execution.protocol import Welcome
 from smallpond_mpi.execution.scheduler.core import SchedulerCore
@@ -253,15 +253,23 @@ class Job:
                 listener(self.failure)
 
     def _close_journal(self) -> None:
-        """Write down that the job ended. Only then, and only while no later epoch has begun, goes what it needed."""
+        """Remove what the job needed, once its success is recorded and while no later epoch has begun; then write down that it ended.
+
+        In this order, because a job that had ended begins anew. One that dies while large directories go, which may take minutes, goes on:
+        what users were given stays theirs.
+        """
         ctx = self.ctx
-        self._journal.append(JobEnded(self.failure is None))
-        self._journal.close(time.monotonic())
+        removes = self.failure is None and not self._config.keep_intermediate
+        if removes:
+            self._journal.append(JobSucceeded())
+        self._journal.sync(time.monotonic())
         shutil.rmtree(ctx.paths.queue, ignore_errors=True)
         fault_point("job.ended")
-        if self.failure is None and not self._config.keep_intermediate:
+        if removes:
             _tell_of(self._remove_intermediate(), ctx)
             fault_point("job.cleaned")
+        self._journal.append(JobEnded(self.failure is None))
+        self._journal.close(time.monotonic())
         try:
             with open(ctx.job_status_path, "w") as file:
                 file.write("success\n" if self.failure is None else f"failure: {self.failure}\n")
