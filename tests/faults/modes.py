@@ -20,7 +20,7 @@ def main():
     elif mode == "counted":
         rows = rows.map("id, k")
         assert rows.count() == ROWS  # which a restart does again
-        rows.write_parquet(output, mode="overwrite")
+        rows.write_parquet(output, mode="append")
         rows.write_parquet(output, mode="append")
     elif mode == "error":
         rows.write_parquet(output, mode="error")
