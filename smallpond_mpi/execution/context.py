@@ -3,7 +3,6 @@
 The context is pickled once a session and sent to each rank; it never travels inside a task.
 """
 
-import contextlib
 import os
 import shutil
 import uuid
@@ -15,6 +14,7 @@ import psutil
 from smallpond_mpi.common import RAND_SEED_BYTE_LEN, TB
 from smallpond_mpi.execution.model import TaskId
 from smallpond_mpi.execution.paths import JobPaths, job_uuid
+from smallpond_mpi.io.filesystem import remove_tree
 from smallpond_mpi.platform import discover
 
 if TYPE_CHECKING:
@@ -232,11 +232,13 @@ class RuntimeContext:
         """Remove everything of this job."""
         shutil.rmtree(self.job_root, ignore_errors=True)
 
-    def cleanup(self, remove_output_root: bool = True) -> None:
-        """Remove what only a running job needs; with `remove_output_root` also outputs that lie under the job root."""
-        for place in (self.staging_root, self.temp_root, *([self.output_root] if remove_output_root else [])):
-            with contextlib.suppress(FileNotFoundError):
-                shutil.rmtree(place)
+    def cleanup(self, remove_output_root: bool = True) -> list[str]:
+        """Remove what only a running job needs; with `remove_output_root` also outputs that lie under the job root.
+
+        Returns what can't be removed, with why: that a file system holds something back is no failure of the job.
+        """
+        places = (self.staging_root, self.temp_root, *([self.output_root] if remove_output_root else []))
+        return [left for place in places for left in remove_tree(place)]
 
     # the machine
 

@@ -23,7 +23,7 @@ from smallpond_mpi.common import DataRootUnusable, JobFailed, JobOwned, JobStopp
 from smallpond_mpi.config import LEVELS, Config
 from smallpond_mpi.execution.by_value import import_dirs, pickle_by_value_what_lies_beside, script_dirs
 from smallpond_mpi.execution.context import JobId, RuntimeContext
-from smallpond_mpi.execution.journal import EpochStarted, JobEnded, Journal, restore
+from smallpond_mpi.execution.journal import EpochStarted, JobEnded, JobSucceeded, Journal, restore
 from smallpond_mpi.execution.lease import Lease
 from smallpond_mpi.execution.protocol import Welcome
 from smallpond_mpi.execution.scheduler.core import SchedulerCore
@@ -39,6 +39,7 @@ from smallpond_mpi.execution.transport import Transport
 from smallpond_mpi.execution.transport.files import FileTransport
 from smallpond_mpi.execution.worker import Place
 from smallpond_mpi.faults import fault_point
+from smallpond_mpi.io.filesystem import with_reason
 from smallpond_mpi.io.memory import DEFAULT_MEMORY_POOL, MEMORY_POOL_VARIABLE, check_memory_pool
 from smallpond_mpi.logical.node import Node, NodeId
 from smallpond_mpi.logical.planner import Planner
@@ -49,6 +50,10 @@ FIRST_JOIN_SECS = 3600.0
 """How long a scheduler waits for the first executor that joins by files, and later for one that is large enough: they may be in a batch system's queue."""
 JOIN_SECS = 30.0
 """How long rank 0 waits for the executors of the other ranks before it plans with those that are there."""
+MAX_NAMED = 3
+"""Of files that can't be removed at the end."""
+
+logger = logging.getLogger(__name__)
 
 
 class Job:
@@ -81,7 +86,7 @@ class Job:
         ctx, config, place = self.ctx, self._config, self._place
         restored = restore(ctx.paths)
         if restored.ended:
-            ctx.cleanup(remove_output_root=True)
+            _tell_of(ctx.cleanup(remove_output_root=True), ctx)
         ctx.initialize("0")
         self._journal = Journal(ctx.paths, restored.epoch)
         _note_slurm_job(ctx.paths.slurm, os.environ)
@@ -248,25 +253,49 @@ class Job:
                 listener(self.failure)
 
     def _close_journal(self) -> None:
-        """Write down that the job ended. Only then, and only while no later epoch has begun, goes what it needed."""
+        """Remove what the job needed, once its success is recorded and while no later epoch has begun; then write down that it ended.
+
+        In this order, because a job that had ended begins anew. One that dies while large directories go, which may take minutes, goes on:
+        what users were given stays theirs.
+        """
         ctx = self.ctx
-        self._journal.append(JobEnded(self.failure is None))
-        self._journal.close(time.monotonic())
+        removes = self.failure is None and not self._config.keep_intermediate
+        if removes:
+            self._journal.append(JobSucceeded())
+        self._journal.sync(time.monotonic())
         shutil.rmtree(ctx.paths.queue, ignore_errors=True)
         fault_point("job.ended")
-        if self.failure is None and not self._config.keep_intermediate:
-            self._ledger.remove_what_is_stale()
-            for root in self._ledger.user_staging_roots:
-                sweep_staging(root, str(ctx.job_id))
-            for staging in self._ledger.sink_stagings:  # of sinks that died, in an epoch whose script was another
-                remove_staging(staging)
-            ctx.cleanup(remove_output_root=self._config.remove_output_root)
+        if removes:
+            _tell_of(self._remove_intermediate(), ctx)
             fault_point("job.cleaned")
+        self._journal.append(JobEnded(self.failure is None))
+        self._journal.close(time.monotonic())
         try:
             with open(ctx.job_status_path, "w") as file:
                 file.write("success\n" if self.failure is None else f"failure: {self.failure}\n")
         except OSError as error:
             raise DataRootUnusable(error.errno, f"{ctx.job_status_path} can't be written: {error.strerror}") from None
+
+    def _remove_intermediate(self) -> list[str]:
+        """Remove what only the running job needed; returns what can't be removed, with why. That costs the job nothing: it has succeeded."""
+        ctx, ledger = self.ctx, self._ledger
+        left: list[str] = []
+        try:
+            ledger.remove_what_is_stale()
+        except OSError as error:
+            left.append(with_reason(error.filename, error))
+        for root in ledger.user_staging_roots:
+            left += sweep_staging(root, str(ctx.job_id))
+        for staging in ledger.sink_stagings:  # of sinks that died, in an epoch whose script was another
+            left += remove_staging(staging)
+        return left + ctx.cleanup(remove_output_root=self._config.remove_output_root)
+
+
+def _tell_of(left: Sequence[str], ctx: RuntimeContext) -> None:
+    if left:
+        more = f" and {len(left) - MAX_NAMED} more" if len(left) > MAX_NAMED else ""
+        shown = ", ".join(left[:MAX_NAMED]) + more
+        logger.warning("what job %s no longer needs can't be removed, do so by hand: %s", ctx.job_id, shown)
 
 
 def set_console_level(config: Config) -> None:
@@ -346,21 +375,29 @@ def _context_of(config: Config) -> RuntimeContext:
     return ctx
 
 
-def sweep_staging(root: str, job_id: str) -> None:
-    """Remove what attempts of this job left in the staging directory of a user's output path ({root}/{name}/{job_id}.{attempt})."""
-    for name in _names_in(root):
-        for attempt in _names_in(os.path.join(root, name)):
+def sweep_staging(root: str, job_id: str) -> list[str]:
+    """Remove what attempts of this job left in the staging directory of a user's output path ({root}/{name}/{job_id}.{attempt}).
+
+    Returns what can't be removed, with why.
+    """
+    left: list[str] = []
+    for name in _names_in(root, left):
+        for attempt in _names_in(os.path.join(root, name), left):
             if attempt.startswith(job_id):
-                remove_staging(os.path.join(root, name, attempt))
+                left += remove_staging(os.path.join(root, name, attempt))
         with contextlib.suppress(OSError):  # another job's attempts are there too, or it is gone already
             os.rmdir(os.path.join(root, name))
     with contextlib.suppress(OSError):  # another job's staging is there too
         os.rmdir(root)
+    return left
 
 
-def _names_in(directory: str) -> list[str]:
-    """None where there is no directory (any more): others sweep what is theirs at the same time."""
+def _names_in(directory: str, left: list[str]) -> list[str]:
+    """None where there is no directory (any more): others sweep what is theirs at the same time. One that can't be listed is left as it is."""
     try:
         return os.listdir(directory)
     except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        left.append(with_reason(directory, error))
         return []

@@ -59,13 +59,18 @@ class Checkpointed:
 
 
 @dataclass(frozen=True, slots=True)
+class JobSucceeded:
+    """All that was asked for is where the user wants it. What only the running job needs is going from here on, and may be gone."""
+
+
+@dataclass(frozen=True, slots=True)
 class JobEnded:
     """The session was shut down in order: after success nothing is left to resume."""
 
     success: bool
 
 
-Record = EpochStarted | Accepted | Checkpointed | JobEnded
+Record = EpochStarted | Accepted | Checkpointed | JobSucceeded | JobEnded
 
 
 def read_records(path: str) -> Iterator[Record]:
@@ -93,6 +98,7 @@ class Restored:
     started: EpochStarted | None = None
     accepted: dict[bytes, Accepted] = field(default_factory=dict)  # by fingerprint; the newest counts
     checkpoints: dict[bytes, Checkpointed] = field(default_factory=dict)
+    finished: dict[bytes, Accepted] = field(default_factory=dict)  # of a job that died while what it needed went
     ended: bool = False
 
     def use_seed(self, random_seed: int) -> None:
@@ -100,6 +106,18 @@ class Restored:
         if self.started is not None and self.started.random_seed != random_seed:
             self.accepted.clear()
             self.checkpoints.clear()
+            self.finished.clear()
+
+    def succeed(self) -> None:
+        """Of what was recorded so far only what users were given can be relied on."""
+        self.finished |= self.accepted
+        self.accepted.clear()
+        self.checkpoints.clear()
+
+    @property
+    def attempts(self) -> set[TaskRuntimeId]:
+        """Whose outputs were recorded."""
+        return {record.attempt for records in (self.accepted, self.finished) for record in records.values()}
 
 
 def restore(paths: JobPaths) -> Restored:
@@ -118,6 +136,8 @@ def restore(paths: JobPaths) -> Restored:
                     restored.checkpoints.pop(record.fingerprint, None)
                 case Checkpointed():
                     restored.checkpoints[record.fingerprint] = record
+                case JobSucceeded():
+                    restored.succeed()
                 case JobEnded(success):
                     if success:
                         restored = Restored(epoch=epoch + 1, ended=True)

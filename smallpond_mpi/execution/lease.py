@@ -108,7 +108,15 @@ class Lease:
             self._count += 1
             text = json.dumps(asdict(self._owner) | {"renewed": self._count}).encode().ljust(_FILE_BYTES)
             os.pwrite(self._fd, text, 0)
+            self._sync()
             return True
+
+    def _sync(self) -> None:
+        """A client of NFS may keep what was written to itself for half a minute; who watches from another host sees what the server has."""
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:  # written it is: the next sync may be better
+            logger.warning("%s can't be synced: %s", self._path, error)
 
     def _is_mine(self) -> bool:
         owner, _ = _parse(os.pread(self._fd, _FILE_BYTES, 0).decode(errors="replace"))

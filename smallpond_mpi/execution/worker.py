@@ -110,8 +110,9 @@ class Place:
         """Tell the other ranks, unless a job did so at its end, that there will be no (other) job: they are serving already."""
         if not self.is_dismissed:
             self.is_dismissed = True
-            for rank in self.ranks - {SCHEDULER_RANK}:
-                self.transport.send(rank, encode([Shutdown()]))
+            for number in range(self.size):  # those that a job had given up too: they are there, or may wake up
+                if number != SCHEDULER_RANK:
+                    self.transport.send(Rank(number), encode([Shutdown()]))
 
     def leave(self, exit_code_if_stuck: int = 0) -> None:
         """Rank 0's way out: its children go, MPI is finalized."""

@@ -7,6 +7,7 @@ import errno
 import os
 import pickle
 import shutil
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -30,17 +31,46 @@ def remove_path(path: str) -> None:
     """Remove a file, a link or a whole directory; nothing there is fine."""
     try:
         if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path, onerror=_ignore_missing)
+            _rmtree(path, _ignore_missing)
         else:
             os.unlink(path)
     except FileNotFoundError:
         return
 
 
-def _ignore_missing(_func: Callable[..., Any], _path: str, info: tuple[Any, BaseException, Any]) -> None:
+def remove_tree(path: str) -> list[str]:
+    """Remove what can be removed of a directory; returns the paths that stay, with why. What is gone already is fine."""
+    left: list[str] = []
+    last = ""
+
+    def note(where: str, error: BaseException) -> None:
+        nonlocal last
+        # A directory in which something stays does so too, and comes right after it: it says nothing new.
+        if not isinstance(error, FileNotFoundError) and not last.startswith(where + os.sep):
+            left.append(with_reason(where, error))
+            last = where
+
+    _rmtree(path, note)
+    return left
+
+
+def with_reason(path: str, error: BaseException) -> str:
+    """A path and what is wrong with it, for a list of such."""
+    return f"{path} ({getattr(error, 'strerror', None) or error})"
+
+
+def _rmtree(path: str, on_error: Callable[[str, BaseException], None]) -> None:
+    """shutil's, whose way to tell of errors has another name since Python 3.12. It goes on after each that `on_error` doesn't raise."""
+    if sys.version_info >= (3, 12):
+        shutil.rmtree(path, onexc=lambda _, where, error: on_error(where, error))
+    else:
+        shutil.rmtree(path, onerror=lambda _, where, info: on_error(where, info[1]))
+
+
+def _ignore_missing(_path: str, error: BaseException) -> None:
     # Two attempts may sweep one directory at the same time: what the other one took is gone, as wanted.
-    if not isinstance(info[1], FileNotFoundError):
-        raise info[1]
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def find_mount_point(path: str) -> str:

@@ -1,6 +1,6 @@
 """The job that is killed while it writes into one directory again and again. Told by its environment what to do.
 
-FAULTS_OUT   output path        FAULTS_MODE   append, overwrite, error, or partition_by (which appends)
+FAULTS_OUT   output path        FAULTS_MODE   append, overwrite, error, partition_by (which appends), or counted (which appends too)
 """
 
 import os
@@ -17,6 +17,11 @@ def main():
     if mode == "overwrite":
         rows.map("id + 1000 as id, k").write_parquet(output)
         rows.write_parquet(output, mode="overwrite")
+    elif mode == "counted":
+        rows = rows.map("id, k")
+        assert rows.count() == ROWS  # which a restart does again
+        rows.write_parquet(output, mode="append")
+        rows.write_parquet(output, mode="append")
     elif mode == "error":
         rows.write_parquet(output, mode="error")
     else:

@@ -12,7 +12,7 @@ from tests.faults.modes import ROWS
 pytestmark = pytest.mark.fault
 
 SCRIPT = Path(__file__).with_name("modes.py")
-TIMES_WRITTEN = {"append": 3, "partition_by": 3, "overwrite": 1, "error": 1}
+TIMES_WRITTEN = {"append": 3, "partition_by": 3, "counted": 2, "overwrite": 1, "error": 1}
 STEPS = {
     "append": ["collected", "staged", "file:1", "file:2", "file:3", "manifest", "done", "accepted:2", "cleaned:2"],
     "partition_by": ["staged", "file:1", "file:5", "manifest", "done", "accepted:2", "accepted:3"],
@@ -55,6 +55,28 @@ def test_killed_while_files_are_moved_in(job: Callable[..., Job], mode: str, ste
     one = job(script=SCRIPT, env={"FAULTS_MODE": mode})
     one.output.mkdir()
     die_at(one, mode, step)
+
+
+@pytest.mark.parametrize("step", ["job.ended", "job.cleaned"])
+@pytest.mark.parametrize("mode", ["append", "error"])
+def test_killed_at_the_end(job: Callable[..., Job], mode: str, step: str) -> None:
+    """All is published; what it was computed from is going, or gone."""
+    one = job(script=SCRIPT, env={"FAULTS_MODE": mode})
+    assert one.run(SP_FAULT_POINT=step) != 0
+    one.wait_until_gone()
+    one.run_to_success()
+    check(one, mode)
+    assert Path(one.paths.status).read_text() == "success\n"
+    one.check_accepted_once()
+
+
+def test_killed_at_the_end_after_rows_were_looked_at(job: Callable[..., Job]) -> None:
+    """They are computed again to be looked at again: what was appended of them stays, and once."""
+    one = job(script=SCRIPT, env={"FAULTS_MODE": "counted"})
+    assert one.run(SP_FAULT_POINT="job.cleaned") != 0
+    one.wait_until_gone()
+    one.run_to_success()
+    check(one, "counted")
 
 
 def test_a_job_that_begins_anew_appends_again(job: Callable[..., Job]) -> None:

@@ -2,12 +2,13 @@
 
 A job that is started again finds records of what earlier epochs accepted. A record counts if the task's fingerprint is the recorded one and
 its inputs are the very outputs that it was computed from (`lineage`); and where somebody still needs the output, its files must be there.
+Of a job that had succeeded, and died while it removed what only it needed, the records of what users were given count by the fingerprint alone.
 """
 
 import hashlib
 import os
 import pickle
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 
 from smallpond_mpi.execution.journal import Accepted, Restored
@@ -118,7 +119,8 @@ def take_in(
     order = inputs_first(targets)
     pending = [task for task in order if task.status is not WorkStatus.SUCCEED]
     records = _records_that_count(pending, restored, lineage)
-    needed, stale = _needed_and_stale(targets, pending, records, files_are_there)
+    given = _records_of_what_was_given(pending, records, restored, lineage)
+    needed, stale = _needed_and_stale(targets, pending, records | given, given.keys(), files_are_there)
     checkpoints = _checkpoints_that_count(pending, needed & stale, restored, lineage)
     # Lineages were taken as if every record counted: those of tasks that run again come anew when they are accepted.
     lineage.forget(pending)
@@ -131,7 +133,7 @@ def take_in(
             run.append(task)
         else:
             done.append(task)
-            take_up(task, records[task.id])
+            take_up(task, given.get(task.id) or records[task.id])
     return Intake(run, done, _specs(run, new_id), checkpoints)
 
 
@@ -147,6 +149,28 @@ def _records_that_count(pending: list[Task], restored: Restored, lineage: Lineag
             records[task.id] = record
             lineage.accept(task, str(record.attempt))
     return records
+
+
+def _records_of_what_was_given(
+    pending: list[Task], records: dict[int, Accepted], restored: Restored, lineage: Lineage
+) -> dict[int, Accepted]:
+    """Of a job that had succeeded. What it was computed from may be gone, or made anew to be looked at: to write it again would add to it."""
+    if not restored.finished:
+        return {}
+    given: dict[int, Accepted] = {}
+    for task in pending:
+        record = restored.finished.get(lineage.fingerprint(task))
+        if record is not None and task.id not in records and _is_given(task, record):
+            given[task.id] = record
+            lineage.accept(task, str(record.attempt))
+    return given
+
+
+def _is_given(task: Task, record: Accepted) -> bool:
+    """Whether the output lies where the user said; that of a task without files of its own refers to those of others."""
+    return getattr(task, "publishes", False) or (
+        has_directory_of_its_own(task) and bool(pickle.loads(record.state).get("_output_files"))
+    )
 
 
 def _checkpoints_that_count(
@@ -169,16 +193,20 @@ def _checkpoints_that_count(
 
 
 def _needed_and_stale(
-    targets: Sequence[Task], pending: list[Task], records: dict[int, Accepted], files_are_there: Callable[[bytes], bool]
+    targets: Sequence[Task],
+    pending: list[Task],
+    records: dict[int, Accepted],
+    given: Set[int],
+    files_are_there: Callable[[bytes], bool],
 ) -> tuple[set[int], set[int]]:
-    """Ids of the tasks whose output is needed, and of those that can't be taken up: no record or no files, and all below them."""
+    """Ids of the tasks whose output is needed, and of those that can't be taken up: no record or no files, and all below them, but for `given`."""
     if not records:
         pending_ids: set[int] = {task.id for task in pending}
         return pending_ids, pending_ids
     lost: set[int] = set()  # recorded, but the files are gone
     checked: set[int] = set()
     while True:
-        stale = _stale_tasks(pending, records, lost)
+        stale = _stale_tasks(pending, records, given, lost)
         needed = _needed_tasks(targets, pending, stale)
         missing = {
             task_id
@@ -191,15 +219,16 @@ def _needed_and_stale(
         lost |= missing
 
 
-def _stale_tasks(pending: list[Task], records: dict[int, Accepted], lost: set[int]) -> set[int]:
-    """What can't be taken up: there is no record, the files are gone, or an input can't be."""
+def _stale_tasks(pending: list[Task], records: dict[int, Accepted], given: Set[int], lost: set[int]) -> set[int]:
+    """What can't be taken up: there is no record, the files are gone, or an input can't be and it isn't `given`."""
     stale: set[int] = set()
     of_group: dict[int, bool] = {}  # consumers of the same inputs share the answer
     for task in pending:  # inputs first: staleness goes down in one pass
         group = id(task._deps)
         if group not in of_group:
             of_group[group] = any(dep.id in stale for dep in task._deps.tasks)
-        if of_group[group] or task.id in lost or (task.id not in records and not task.runs_here):
+        is_below = of_group[group] and task.id not in given
+        if is_below or task.id in lost or (task.id not in records and not task.runs_here):
             stale.add(task.id)
     return stale
 

@@ -110,11 +110,12 @@ class Ledger:
 
     def sweep(self) -> None:
         """Remove named results that are nobody's. Those recorded earlier may be of tasks that the script has not come to yet."""
-        self._outputs.sweep(str(record.attempt) for record in self._restored.accepted.values())
+        self._outputs.sweep(map(str, self._restored.attempts))
 
     def remove_what_is_stale(self) -> None:
         """After success: named results of attempts that this run of the script had no use for (a node was changed, say)."""
+        for records in (self._restored.accepted, self._restored.finished):
+            for record in records.values():
+                if not self._lineage.is_used(record):
+                    self.discard(record.attempt, record.state)
         self._outputs.sweep()
-        for record in self._restored.accepted.values():
-            if not self._lineage.is_used(record):
-                self.discard(record.attempt, record.state)

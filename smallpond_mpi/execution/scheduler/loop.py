@@ -243,36 +243,37 @@ class SchedulerLoop:
     def release(self, deadline_secs: float = RELEASE_SECS) -> set[Rank]:
         """Nothing of this job shall run any more; returns the ranks that wait for another one."""
         self._is_over = True
-        called = set(self._capacities)
+        # One that was given up may hang: it is called too, but not waited for. Should it wake up, it joins the next job by itself.
+        waited_for = set(self._capacities)
         self._capacities.clear()
-        self._lost.clear()
-        self.call_back(called)
+        self.call_back(self._reachable())
         deadline = self._clock() + deadline_secs
-        while called - self._capacities.keys() - self._lost and self._clock() < deadline:
+        while waited_for - self._capacities.keys() - self._lost and self._clock() < deadline:
             self._turn()
         return set(self._capacities)
 
     def shut_down(self, deadline_secs: float = 5.0) -> None:
         """Tell all ranks that the session is over."""
-        for rank in list(self._capacities):
+        for rank in self._reachable():
             self._say(rank, Shutdown())
         self._send()
         self._executor.close()
         if self._remote is not None:
             self._remote.close(deadline_secs)
 
+    def _reachable(self) -> set[Rank]:
+        """Ranks that have joined and are not known to be dead, those that were given up among them: they are there, or may wake up."""
+        return self._hosts.keys() - self._lost
+
     # a turn
 
     def _turn(self) -> None:
         """Poll, handle, send, write; then wait as long as nothing can have happened."""
-        now = self._clock()
-        if now - self._last_poll > min(POLLING_GAP_SECS, self._core.policy.late_secs / 2):
-            self._drain()
-            self._handle(events.PollingResumed())
-        self._last_poll = now
+        self._catch_up()
         came = self._receive()
         deadline = self._core.next_deadline()
         if deadline is not None and deadline <= self._clock():
+            self._catch_up()  # what came may have taken long: a sync of the journal that stalls, a large directory to remove
             self._handle(events.TimePassed())
         # Written before anything is built on it: what a rank is told to compute now has inputs that a restart knows of.
         self._ledger.flush()
@@ -289,12 +290,15 @@ class SchedulerLoop:
             nap = min(nap, max(0.0, deadline - now))
         self._executor.nap(nap)
 
-    def _drain(self) -> None:
-        """Take everything that came while nobody listened, before any silence is judged."""
-        while self._receive():
-            self._executor.step(0.0)
+    def _catch_up(self) -> None:
+        """If nobody has listened for a while: take everything that came, before any silence is judged."""
+        if self._clock() - self._last_poll > min(POLLING_GAP_SECS, self._core.policy.late_secs / 2):
+            while self._receive():
+                self._executor.step(0.0)
+            self._handle(events.PollingResumed())
 
     def _receive(self) -> bool:
+        self._last_poll = self._clock()
         for arrival in [*self._local.poll(), *(self._remote.poll() if self._remote is not None else ())]:
             if isinstance(arrival, PeerGone):
                 self._inbox.append(arrival)

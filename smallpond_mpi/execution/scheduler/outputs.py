@@ -6,7 +6,7 @@ name: at the start of a submission, at its end, and at the end of the job. It le
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import PurePath
 
 from smallpond_mpi.execution.task.base import Task
@@ -33,12 +33,24 @@ class NamedOutputs:
             self._kept.add(attempt)
 
     def sweep(self, also_kept: Iterable[str] = ()) -> None:
-        """Remove what attempts of this job left that are nobody's output, but for `also_kept`."""
+        """Remove what attempts of this job left that are nobody's output, but for `also_kept`.
+
+        Raises:
+            OSError: a directory can't be listed (any longer); what is in the others has gone.
+        """
         kept = self._kept.union(also_kept)
+        unlisted: list[OSError] = []
         for parent, trash in self._trash_of.items():
-            for attempt in self._attempts_in(parent):
+            try:
+                attempts = self._attempts_in(parent)
+            except OSError as error:
+                unlisted.append(error)
+                continue
+            for attempt in attempts:
                 if attempt not in kept:
                     remove_at_once(os.path.join(parent, f"{self._job_id}.{attempt}"), trash)
+        if unlisted:
+            raise unlisted[0]
 
     def remove(self, files: Iterable[str], attempt: str, trash: str) -> None:
         """Remove the directory of an attempt that left these files; never one that attempts share."""
@@ -49,15 +61,13 @@ class NamedOutputs:
         own = f"{self._job_id}.{attempt}"
         return next((str(parent) for parent in PurePath(path).parents if parent.name == own), None)
 
-    def _attempts_in(self, parent: str) -> Iterator[str]:
+    def _attempts_in(self, parent: str) -> list[str]:
         try:
             names = os.listdir(parent)
         except FileNotFoundError:
-            return
-        for name in names:
-            job, _, attempt = name.partition(".")
-            if job == self._job_id:
-                yield attempt
+            return []
+        parts = (name.partition(".") for name in names)
+        return [attempt for job, _, attempt in parts if job == self._job_id]
 
 
 def has_directory_of_its_own(task: Task) -> bool:

@@ -26,6 +26,7 @@ from typing import Literal
 from smallpond_mpi.common import OutputExists, OutputUnusable
 from smallpond_mpi.faults import fault_point
 from smallpond_mpi.io.exchange import exchange, sync
+from smallpond_mpi.io.filesystem import remove_tree
 from smallpond_mpi.io.walk import files_below, walk
 
 NEVER = frozenset({errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EROFS})
@@ -392,10 +393,11 @@ def _holds_only_ours(output_path: str, name: str, job_id: str, marked: Collectio
         return False  # nothing of ours is hidden from us
 
 
-def remove_staging(path: str, levels_above: int = 1) -> None:
-    """Remove a directory of staging, and so many above it if nothing else is in them."""
-    shutil.rmtree(path, ignore_errors=True)
+def remove_staging(path: str, levels_above: int = 1) -> list[str]:
+    """Remove a directory of staging, and so many above it if nothing else is in them; returns what can't be removed, with why."""
+    left = remove_tree(path)
     with contextlib.suppress(OSError):  # staging of others is there too, or somebody removed it
         for _ in range(levels_above):
             path = os.path.dirname(path)
             os.rmdir(path)
+    return left

@@ -16,6 +16,7 @@ from smallpond_mpi.execution.journal import (
     Checkpointed,
     EpochStarted,
     JobEnded,
+    JobSucceeded,
     Journal,
     Record,
     read_records,
@@ -196,6 +197,19 @@ def test_a_job_that_succeeded_begins_anew(paths: JobPaths) -> None:
     assert restored.ended is False
     assert restored.started == EpochStarted(8, 2.0)
     assert set(restored.accepted) == {b"5"}
+
+
+def test_a_job_that_died_while_what_it_needed_went_has_finished_what_it_recorded(paths: JobPaths) -> None:
+    write(paths, 0, EpochStarted(7, 1.0), accepted(1), Checkpointed(b"3", b"", b"half"), JobSucceeded())
+    write(paths, 1, EpochStarted(7, 1.0), accepted(2, epoch=1))
+    restored = restore(paths)
+    assert (restored.finished, restored.accepted) == ({b"1": accepted(1)}, {b"2": accepted(2, epoch=1)})
+    assert restored.checkpoints == {}
+    assert restored.attempts == {accepted(1).attempt, accepted(2, epoch=1).attempt}
+    restored.use_seed(8)
+    assert restored.attempts == set()
+    write(paths, 2, EpochStarted(7, 1.0), JobSucceeded(), JobEnded(True))
+    assert restore(paths).attempts == set()
 
 
 def test_a_job_that_failed_goes_on(paths: JobPaths) -> None:

@@ -1,5 +1,6 @@
 """The lease: who lives is known at once on one host, by watching from another."""
 
+import errno
 import fcntl
 import json
 import os
@@ -167,6 +168,55 @@ def test_a_thread_renews(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Lease, "renew", renew)
     lease = Lease.take(path, {}, never)
     assert renewed.wait(30.0)
+    lease.release()
+    assert not lease._thread.is_alive()
+
+
+def test_a_renewal_is_synced(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only this host's cache holds shows no life to another host; the first one counts too."""
+    synced: list[int] = []
+
+    def fdatasync(fd: int) -> None:
+        assert os.path.samestat(os.fstat(fd), os.stat(path))
+        synced.append(int(str(written(path)["renewed"])))
+
+    monkeypatch.setattr(lease_module.os, "fdatasync", fdatasync)
+    lease = Lease.take(path, {}, never)
+    lease.renew()
+    lease.release()
+    assert synced == [1, 2]
+
+
+def test_a_sync_that_fails_is_told_and_renewals_go_on(
+    path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(lease_module.os, "fdatasync", fail)
+    lease = Lease.take(path, {}, never)
+    assert lease.renew()
+    assert written(path)["renewed"] == 2
+    assert "can't be synced: [Errno 5] Input/output error" in caplog.text
+    lease.release()
+
+
+def test_a_sync_that_stalls_holds_up_the_renewing_thread_alone(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stalled, goes_on, really = threading.Event(), threading.Event(), os.fdatasync
+
+    def stall(fd: int) -> None:
+        if threading.current_thread().name == "lease":
+            stalled.set()
+            assert goes_on.wait(30.0)
+        really(fd)
+
+    monkeypatch.setattr(lease_module, "PERIOD_SECS", 0.001)
+    monkeypatch.setattr(lease_module.os, "fdatasync", stall)
+    lease = Lease.take(path, {}, never)
+    assert stalled.wait(30.0)
+    with pytest.raises(JobOwned):  # the lock holds, this thread goes on
+        Lease.take(path, {}, never)
+    goes_on.set()
     lease.release()
     assert not lease._thread.is_alive()
 

@@ -788,4 +788,39 @@ def test_staging_of_an_output_path_is_swept_beside_what_others_have_there(tmp_pa
     (root / ".nfs0001").unlink()
     sweep_staging(str(root), "theirs")
     assert not root.exists()
-    sweep_staging(str(root), "theirs")
+    assert sweep_staging(str(root), "theirs") == []
+
+
+def test_staging_that_can_not_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / ".staging"
+    for name in ("stale", "sums"):
+        (root / name / "mine.000001.0.0").mkdir(parents=True)
+    really = os.listdir
+
+    def listdir(path: str) -> list[str]:
+        if path == str(root / "stale"):
+            raise OSError(errno.ESTALE, "Stale file handle", path)
+        return really(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    assert sweep_staging(str(root), "mine") == [f"{root}/stale (Stale file handle)"]
+    assert not (root / "sums").exists()
+
+
+def test_a_directory_of_results_that_can_not_be_listed_keeps_no_other_from_being_swept(
+    ctx: RuntimeContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = NamedOutputs(str(ctx.job_id))
+    tasks = [left(ctx, tmp_path / name, 0) for name in ("stale", "sums")]
+    outputs.expect(tasks)
+    really = os.listdir
+
+    def listdir(path: str) -> list[str]:
+        if path == os.path.dirname(tasks[0].final_output_abspath):
+            raise OSError(errno.ESTALE, "Stale file handle", path)
+        return really(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    with pytest.raises(OSError, match="Stale file handle"):
+        outputs.sweep()
+    assert [os.path.exists(task.final_output_abspath) for task in tasks] == [True, False]

@@ -13,6 +13,7 @@ from smallpond_mpi.io.filesystem import (
     link_or_copy,
     load,
     remove_path,
+    remove_tree,
     retry_missing,
     whole_file,
 )
@@ -50,6 +51,55 @@ def test_remove_path(tmp_path):
     remove_path(str(tmp_path / "d"))
     remove_path(str(tmp_path / "d"))
     assert os.listdir(tmp_path) == []
+
+
+def make_tree(place):
+    """Three directories with three files each."""
+    for directory in ("a", "b/deep", "c"):
+        (place / directory).mkdir(parents=True)
+        for name in ("1", "2", "3"):
+            (place / directory / name).write_text("x")
+
+
+def unlink_with(monkeypatch, what):
+    """`what(name)` says with which error a file's removal ends, or None, and whether it is gone then."""
+    really = os.unlink
+
+    def unlink(path, *, dir_fd=None):
+        error, is_removed = what(os.path.basename(path))
+        if is_removed:
+            really(path, dir_fd=dir_fd)
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(os, "unlink", unlink)
+
+
+def test_remove_tree_leaves_what_is_held_and_names_it_once(tmp_path, monkeypatch):
+    make_tree(tmp_path / "d")
+    held = OSError(errno.EBUSY, "Device or resource busy")
+    unlink_with(monkeypatch, lambda name: (held, False) if name == "2" else (None, True))
+    left = remove_tree(str(tmp_path / "d"))
+    files = [tmp_path / "d" / directory / "2" for directory in ("a", "b/deep", "c")]
+    assert sorted(left) == [f"{path} (Device or resource busy)" for path in files]
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == files
+
+
+def test_remove_tree_names_a_directory_that_does_not_get_empty(tmp_path, monkeypatch):
+    """An NFS client renames a file that is open instead of removing it."""
+    make_tree(tmp_path / "d")
+    unlink_with(monkeypatch, lambda name: (None, name != "2"))
+    left = remove_tree(str(tmp_path / "d"))
+    assert sorted(left) == [f"{tmp_path}/d/{directory} (Directory not empty)" for directory in ("a", "b/deep", "c")]
+
+
+def test_remove_tree_goes_on_where_others_have_removed_something(tmp_path, monkeypatch):
+    make_tree(tmp_path / "d")
+    gone = FileNotFoundError(errno.ENOENT, "No such file or directory")
+    unlink_with(monkeypatch, lambda name: (gone if name == "1" else None, True))
+    assert remove_tree(str(tmp_path / "d")) == []
+    assert os.listdir(tmp_path) == []
+    assert remove_tree(str(tmp_path / "d")) == []
 
 
 def test_find_mount_point(tmp_path):
