@@ -93,7 +93,7 @@ class ThisElement:
         shown = _ask(["scontrol", "show", "job", "-o", self.env["SLURM_ARRAY_JOB_ID"]])
         indices = arrays.known_indices(self.env) or arrays.indices_in(shown)
         count = self.env.get("SLURM_ARRAY_TASK_COUNT", "")
-        if not indices or (arrays.INDICES not in self.env and count.isdigit() and len(indices) != int(count)):
+        if not indices or (not self.env.get(arrays.INDICES) and count.isdigit() and len(indices) != int(count)):
             raise InvalidArgument(
                 f"array {self.element.array} has gaps, and Slurm can't be asked which elements it has: give the batch script "
                 f"`export {arrays.INDICES}=...` with the list that sbatch got by --array"
@@ -194,8 +194,11 @@ def _size(path: str) -> int:
 
 def _ask(command: Sequence[str]) -> str:
     """What a command of Slurm's says; nothing if it can't be run here."""
+    env = {**os.environ, "SLURM_BITSTR_LEN": "0"}  # or it cuts lists of indices to 64 bytes
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_SECS, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=ASK_SECS, stdin=subprocess.DEVNULL, env=env
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         sys.stderr.write(f"smallpond_mpi: {command[0]} can't be asked: {error}\n")
         return ""

@@ -150,6 +150,23 @@ def test_what_is_written_before_shares_are_asked_for_is_not_collected(tmp_path: 
     assert {path.name for path in tmp_path.glob("out*")} == {"out-0", "out-1"}
 
 
+SCONTROL = """#!/bin/sh
+# as Slurm's: of a list of indices it shows 64 bytes, unless it is told otherwise
+list=1,3,7,12,20,31,45,62,82,105,131,160,192,227,265,306,350,397,447,500
+[ "$SLURM_BITSTR_LEN" = 0 ] || list=$(printf %.61s $list)...
+echo "JobId=500 ArrayJobId=500 ArrayTaskId=$list JobName=a Command=/a.sbatch WorkDir=/work StdErr=/work/err"
+"""
+
+
+def test_a_long_list_with_gaps_is_asked_from_slurm(tmp_path: Path) -> None:
+    write_numbers(tmp_path, 20)
+    (tmp_path / "scontrol").write_text(SCONTROL)
+    (tmp_path / "scontrol").chmod(0o755)
+    count, path = {"SLURM_ARRAY_TASK_COUNT": "20"}, f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    code, out, err = end(start(tmp_path, 12, "", SP_ARRAY="", PATH=path, **count))
+    assert (code, out) == (0, "1\n"), err
+
+
 def test_status_says_how_an_element_goes_on(tmp_path: Path) -> None:
     """Not by its id, with which the script would be one job over all files; and it is found by the array that it is of."""
     write_numbers(tmp_path, 2)
