@@ -4,7 +4,7 @@
                   ─▶ shares-{digest}.json   which files are whose         (elements may start days apart: what was cut once stays)
     first writer  ─▶ claim-{digest}.json    whose an output path is, of elements that write without sharing
     each element  ─▶ elements/{index}.json  running, success or why not, and what it wrote where
-    collect       ─▶ collected.json         what has been merged
+    collect       ─▶ collected.json         what has been merged into which output path, file by file
 
 Each element is a job of its own, with a journal of its own.
 """
@@ -167,15 +167,14 @@ def read_element(paths: ArrayPaths, index: int) -> ElementRecord | None:
     return ElementRecord(**{**values, "outputs": tuple(Output(**one) for one in values["outputs"])})
 
 
-def read_collected(paths: ArrayPaths) -> list[str]:
-    """Output paths that have been collected."""
-    values = _read(paths.collected)
-    return [] if values is None else list(values["paths"])
+def read_collected(paths: ArrayPaths) -> dict[str, list[str]]:
+    """Output paths that have been collected → the elements' files that were merged there."""
+    return _read(paths.collected) or {}
 
 
-def write_collected(paths: ArrayPaths, collected: Sequence[str]) -> None:
+def write_collected(paths: ArrayPaths, collected: Mapping[str, Sequence[str]]) -> None:
     """Remember what has been collected."""
-    _write(paths.collected, {"paths": list(collected)})
+    _write(paths.collected, collected)
 
 
 def _size(path: str) -> int:

@@ -86,6 +86,25 @@ def test_files_that_come_later_are_nobodys_and_some_elements_have_none(tmp_path:
     assert numbers(tmp_path / "out") == [1]
 
 
+def test_what_an_element_writes_after_a_collect_is_kept(tmp_path: Path) -> None:
+    write_numbers(tmp_path, 2)
+    assert [end(start(tmp_path, index, "0,1"))[0] for index in (0, 1)] == [0, 0]
+    assert collect(tmp_path).returncode == 0
+    assert collect(tmp_path).returncode == 0, "a repeat does no harm"
+    code, _, err = end(start(tmp_path, 1, "0,1", SLURM_ARRAY_JOB_ID="501", SP_ARRAY_OF="500"))
+    assert code == 0, err
+    place = tmp_path / "out.elements" / "500" / "000001"
+    for _ in range(2):
+        done = collect(tmp_path)
+        assert done.returncode == 1
+        assert (
+            f"element 1 ran again after it was collected: what it wrote then is not in it, and stays in {place}"
+            in done.stdout
+        )
+    assert numbers(place) == [2]
+    assert numbers(tmp_path / "out") == [1, 2]
+
+
 def test_every_output_of_the_script_is_collected(tmp_path: Path) -> None:
     write_numbers(tmp_path, 4)
     for index in (0, 1):
