@@ -250,7 +250,7 @@ def test_fresh_means_a_child_of_its_own(bench: Bench) -> None:
     assert result(bench.run(task(4, "pid"))[0]) == warm
 
 
-@pytest.mark.parametrize("what", ["cwd", "env", "rlimit", "handler", "umask"])
+@pytest.mark.parametrize("what", ["cwd", "env", "rlimit", "handler", "umask", "cpus"])
 def test_a_child_whose_surroundings_were_changed_is_not_reused(bench: Bench, what: str) -> None:
     first, second = (result(ended) for ended in bench.run(task(1, "change", what), task(2, "pid")))
     assert first != second
