@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from types import FrameType
@@ -54,7 +55,7 @@ def take_place(env: Mapping[str, str]) -> Place:
     """Rank 0's place in the world; other ranks serve rank 0 here, and never return.
 
     Raises:
-        InvalidArgument: a job is open in this process, or the ranks of this launch have left with an earlier one.
+        InvalidArgument: a job is open in this process, the ranks of this launch have left with an earlier one, or this is not the main thread.
     """
     global _place
     if _is_copy() and _place is not None and not _place.has_left:
@@ -109,10 +110,19 @@ def open_session(load_class: Callable[[], Any], load_config: Callable[[], Config
 
 
 def install_hooks() -> None:
-    """Errors of ours end the script with one clear message; SIGTERM ends it in order, SIGUSR1 when what runs is done; the job is closed at exit."""
+    """Errors of ours end the script with one clear message; SIGTERM ends it in order, SIGUSR1 when what runs is done; the job is closed at exit.
+
+    Raises:
+        InvalidArgument: this is not the main thread. Nothing has been changed then.
+    """
     global _pid
+    is_there = getattr(sys.excepthook, "of_smallpond_mpi", False)
+    if not is_there and threading.current_thread() is not threading.main_thread():
+        raise InvalidArgument(
+            "init() in a thread: call it in the main thread, which alone may handle signals; other threads can use its session"
+        )
     _pid = os.getpid()
-    if getattr(sys.excepthook, "of_smallpond_mpi", False):
+    if is_there:
         return
     previous = sys.excepthook
 

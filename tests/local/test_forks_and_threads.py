@@ -82,6 +82,25 @@ THREADS = """
     say(sorted(found))
 """
 
+INIT_IN_A_THREAD = """
+    import threading
+    import smallpond_mpi as sp
+    from smallpond_mpi.common import InvalidArgument
+
+    def begin():
+        hook = sys.excepthook
+        try:
+            sp.init(progress="none")
+        except InvalidArgument as error:
+            say([str(error), sys.excepthook is hook])
+
+    thread = threading.Thread(target=begin)
+    thread.start()
+    thread.join()
+    session = sp.init(progress="none")
+    say(session.from_items([1, 2]).count())
+"""
+
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
@@ -113,3 +132,12 @@ def test_the_threads_of_a_script_take_turns(place: Place) -> None:
     ran = place.run(THREADS)
     expected: list[Any] = sorted([number, 20, 20 - number, 20 - number] for number in range(8) for _ in range(3))
     assert (ran.code, ran.told) == (0, [expected]), ran.stderr
+
+
+def test_init_belongs_into_the_main_thread(place: Place) -> None:
+    """Said before anything is changed: the main thread can still call it."""
+    ran = place.run(INIT_IN_A_THREAD)
+    assert ran.code == 0, ran.stderr
+    (said, is_unchanged), counted = ran.told
+    assert "call it in the main thread" in said
+    assert (is_unchanged, counted) == (True, 2)
