@@ -46,7 +46,7 @@ def init(
         kwargs: see smallpond_mpi.config.Config.
 
     Raises:
-        InvalidArgument: an argument or variable is wrong, or this process has an open session.
+        InvalidArgument: an argument or variable is wrong, this process has an open session, or this is not its main thread.
         JobOwned: a live process runs this job.
         DataRootUnusable: no files can be made under the data root.
     """

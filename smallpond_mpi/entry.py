@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from types import FrameType
@@ -25,6 +26,7 @@ LIBRARY_DIR = os.path.dirname(os.__file__) + os.sep
 
 _place: Place | None = None
 _job: Any = None  # the last Job that was opened here; workers never load its class
+_pid: int | None = None  # whose place and job these are: a fork copies them, and has no say
 _stop_reason: str | None = None  # from a SIGUSR1
 _terminated_at: float | None = None  # when a SIGTERM came
 REPEAT_SECS = 30.0
@@ -33,7 +35,12 @@ REPEAT_SECS = 30.0
 
 def current() -> Any:
     """The job that this process schedules, or None."""
-    return _job
+    return None if _is_copy() else _job
+
+
+def _is_copy() -> bool:
+    """Whether this process was forked from the one that takes part in the job (os.fork, multiprocessing)."""
+    return _pid is not None and _pid != os.getpid()
 
 
 def opened(job: Any) -> None:
@@ -48,9 +55,13 @@ def take_place(env: Mapping[str, str]) -> Place:
     """Rank 0's place in the world; other ranks serve rank 0 here, and never return.
 
     Raises:
-        InvalidArgument: a job is open in this process, or the ranks of this launch have left with an earlier one.
+        InvalidArgument: a job is open in this process, the ranks of this launch have left with an earlier one, or this is not the main thread.
     """
     global _place
+    if _is_copy() and _place is not None and not _place.has_left:
+        raise InvalidArgument(
+            "init() in a forked copy of a process that has a session: start another program (subprocess), or call shutdown() before the fork"
+        )
     if _job is not None and not _job.is_closed:
         raise InvalidArgument(
             "init() was called before: this process has a session already; use it, or call shutdown() on it first"
@@ -72,8 +83,8 @@ def take_place(env: Mapping[str, str]) -> Place:
 
 
 def leave() -> None:
-    """This process schedules nothing any more: the ranks go, MPI is finalized. Does nothing the second time."""
-    if _place is not None and not _place.has_left:
+    """This process schedules nothing any more: the ranks go, MPI is finalized. Does nothing the second time, nor in a forked copy."""
+    if not _is_copy() and _place is not None and not _place.has_left:
         has_failed = _job is None or _job.failure is not None
         _place.dismiss()
         _place.leave(exit_code_if_stuck=1 if has_failed else 0)
@@ -99,8 +110,19 @@ def open_session(load_class: Callable[[], Any], load_config: Callable[[], Config
 
 
 def install_hooks() -> None:
-    """Errors of ours end the script with one clear message; SIGTERM ends it in order, SIGUSR1 when what runs is done; the job is closed at exit."""
-    if getattr(sys.excepthook, "of_smallpond_mpi", False):
+    """Errors of ours end the script with one clear message; SIGTERM ends it in order, SIGUSR1 when what runs is done; the job is closed at exit.
+
+    Raises:
+        InvalidArgument: this is not the main thread. Nothing has been changed then.
+    """
+    global _pid
+    is_there = getattr(sys.excepthook, "of_smallpond_mpi", False)
+    if not is_there and threading.current_thread() is not threading.main_thread():
+        raise InvalidArgument(
+            "init() in a thread: call it in the main thread, which alone may handle signals; other threads can use its session"
+        )
+    _pid = os.getpid()
+    if is_there:
         return
     previous = sys.excepthook
 
@@ -144,7 +166,7 @@ def end_with_launcher() -> None:
 def _on_sigusr1(signum: int, frame: FrameType | None) -> None:
     """Slurm's warning (`--signal=USR1@120`): the end is near, but not here."""
     global _stop_reason
-    if _stop_reason is None:
+    if _stop_reason is None and not _is_copy():
         _stop_reason = "asked to stop by SIGUSR1"
         _say("smallpond_mpi: SIGUSR1: what runs is finished, nothing new is started")
         job = current()
@@ -154,6 +176,10 @@ def _on_sigusr1(signum: int, frame: FrameType | None) -> None:
 
 def _on_sigterm(signum: int, frame: FrameType | None) -> None:
     global _terminated_at
+    if _is_copy():
+        signal.signal(signum, signal.SIG_DFL)
+        os.kill(os.getpid(), signum)
+        return
     now = time.monotonic()
     if _terminated_at is not None and now < _terminated_at + REPEAT_SECS:
         return
@@ -178,6 +204,8 @@ def _say(line: str) -> None:
 
 
 def _shut_down_at_exit() -> None:
+    if _is_copy():
+        return
     if signal.getsignal(signal.SIGTERM) is _on_sigterm:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this is the end already
     try:

@@ -59,6 +59,10 @@ class SessionBase:
         """The output datasets of each plan's partitions, computed if they are not there."""
         if self._job.is_closed:
             raise InvalidArgument("the session was shut down: call init() again")
+        if self._job.is_copy:
+            raise InvalidArgument(
+                "this process is a forked copy: only the one that called init() computes with its session"
+            )
         with self._one_at_a_time:  # the threads of a script take turns
             self._asked_for.update(dict.fromkeys(plans))
             is_checked = False

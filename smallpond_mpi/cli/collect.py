@@ -130,24 +130,52 @@ def describe(found: Standing, array: str, record: ArrayRecord) -> Iterator[str]:
 
 
 def collect(paths: ArrayPaths, done: Mapping[int, ElementRecord]) -> list[Collected]:
-    """Merge what the elements wrote, path by path.
+    """Merge what the elements wrote, path by path. A path is made once: what an element has written since stays where it is.
 
     Raises:
         OutputExists: files of others are at an output path. SmallpondError: files of an element are gone.
     """
+    collected = read_collected(paths)
+    made = []
+    for path, parts in _parts(done).items():
+        if path not in collected:
+            made.append(_merge(path, parts, paths.array))
+            collected[path] = [file for _, output in parts for file in _written(output)]
+            write_collected(paths, collected)
+        if not _unmerged(parts, collected[path]):
+            _remove_parts(path, paths.array)
+    return made
+
+
+def left_over(paths: ArrayPaths, done: Mapping[int, ElementRecord]) -> Iterator[str]:
+    """What is to be said of what elements wrote that ran again after they were collected."""
+    collected = read_collected(paths)
+    for path, parts in _parts(done).items():
+        for index, output in _unmerged(parts, collected.get(path, ())):
+            yield (
+                f"{path}: element {index} ran again after it was collected: what it wrote then is not in it, and stays in {output.place}. Remove that "
+                "directory; or, if the dataset is to have it, start the whole array anew"
+            )
+
+
+def _parts(done: Mapping[int, ElementRecord]) -> dict[str, list[tuple[int, Output]]]:
+    """Output path → what each element wrote for it."""
     places: dict[str, list[tuple[int, Output]]] = {}
     for index, element in sorted(done.items()):
         for output in element.outputs:
             places.setdefault(output.path, []).append((index, output))
-    collected = read_collected(paths)
-    made = []
-    for path, parts in places.items():
-        if path not in collected:
-            made.append(_merge(path, parts, paths.array))
-            collected.append(path)
-            write_collected(paths, collected)
-        _remove_parts(path, paths.array)
-    return made
+    return places
+
+
+def _unmerged(parts: Sequence[tuple[int, Output]], merged: Collection[str]) -> list[tuple[int, Output]]:
+    """Those parts that have files which were not merged. Names of files hold the attempt: who runs again writes others."""
+    known = set(merged)
+    return [(index, output) for index, output in parts if not known.issuperset(_written(output))]
+
+
+def _written(output: Output) -> list[str]:
+    """The files that an element wrote, by its manifest; none once they were collected and removed."""
+    return listed(os.path.join(output.place, MANIFEST_FILENAME))
 
 
 def _merge(path: str, parts: Sequence[tuple[int, Output]], array: str) -> Collected:
@@ -180,7 +208,7 @@ def _files_of(index: int, output: Output) -> list[str]:
     """The files of an element, which its manifest lists."""
     # What goes while it is looked at is missing, which is told below.
     there = {os.path.join(output.place, name) for name in walk(output.place, ignored=(FileNotFoundError,))}
-    files = listed(os.path.join(output.place, MANIFEST_FILENAME))
+    files = _written(output)
     missing = [file for file in files if file not in there]
     if missing or not os.path.isdir(output.place):
         raise SmallpondError(

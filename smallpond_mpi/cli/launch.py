@@ -155,21 +155,33 @@ def settings(launcher: Launcher, n: int, *, is_root: bool, cores: int) -> dict[s
     return needed
 
 
-def over_nodes(launcher: Launcher, n: int, nodes: int) -> list[str]:
-    """Options that spread n ranks over the nodes of a job. Left alone, a launcher fills the first one: Open MPI takes its CPUs, not its tasks, for places."""
+def over_nodes(launcher: Launcher, n: int, nodes: int, tasks: Mapping[str, int]) -> list[str]:
+    """Options that spread n ranks over the nodes of a job. Left alone, a launcher fills the first one: Open MPI takes its CPUs, not its tasks, for places.
+
+    `tasks`: how many Slurm gave each node. Where these differ Open MPI refuses as many on each as on any other ("Out of resource").
+    """
     if nodes < 2 or launcher.kind == "other":
         return []
+    if launcher.kind == "Open MPI" and len(set(tasks.values())) > 1 and sum(tasks.values()) == n:
+        return ["--host", ",".join(f"{host}:{count}" for host, count in tasks.items()), "--map-by", "slot"]
     if launcher.kind == "Hydra":
         return ["-ppn", str(-(-n // nodes))]
     return ["--map-by", "node" if n % nodes else f"ppr:{n // nodes}:node"]
 
 
 def command(
-    launcher: Launcher, n: int, arguments: Sequence[str], *, ulfm: bool, own_stdin: bool, nodes: int = 1
+    launcher: Launcher,
+    n: int,
+    arguments: Sequence[str],
+    *,
+    ulfm: bool,
+    own_stdin: bool,
+    nodes: int = 1,
+    tasks: Mapping[str, int] | None = None,
 ) -> list[str]:
     """The command line that runs `smallpond-mpi arguments…` on n ranks. With `own_stdin` rank 0 does without the launcher's."""
     options = [*(["--with-ft", "ulfm"] if ulfm else []), *(["--stdin", "none"] if own_stdin else [])]
-    options += over_nodes(launcher, n, nodes)
+    options += over_nodes(launcher, n, nodes, tasks or {})
     return [launcher.path, *options, "-n", str(n), sys.executable, "-m", "smallpond_mpi", *arguments]
 
 
@@ -205,7 +217,15 @@ def launch(n: int, arguments: Sequence[str], env: Mapping[str, str], *, ulfm: bo
     clean = outside_launch(env)
     needed = settings(launcher, n, is_root=os.geteuid() == 0, cores=cores)
     own_stdin = launcher.is_open_mpi_5 and hand_over(clean)
-    line = command(launcher, n, arguments, ulfm=ulfm and launcher.is_open_mpi_5, own_stdin=own_stdin, nodes=_nodes(env))
+    line = command(
+        launcher,
+        n,
+        arguments,
+        ulfm=ulfm and launcher.is_open_mpi_5,
+        own_stdin=own_stdin,
+        nodes=_nodes(env),
+        tasks=slurm.tasks_of_nodes(env),
+    )
     sys.stdout.flush()
     sys.stderr.flush()
 

@@ -23,7 +23,7 @@ def data_root_of(given: str | None, env: Mapping[str, str]) -> str:
 
 
 def collect_array(array: str, data_root: str | None, env: Mapping[str, str]) -> int:
-    """The exit code: 0 if all is collected, 1 if elements are missing, 2 if something is wrong with the question."""
+    """The exit code: 0 if all is collected, 1 if elements are missing or wrote what can no longer be collected, 2 if something is wrong with the question."""
     try:
         paths, record = collect.load(data_root_of(data_root, env), array.partition("_")[0])
         told = {index: read_element(paths, index) for index in record.indices}
@@ -44,7 +44,10 @@ def collect_array(array: str, data_root: str | None, env: Mapping[str, str]) -> 
         print(f"{path}: was collected before")
     if not made and not before:
         print(f"array {paths.array}: its {len(record.indices)} elements have succeeded, and wrote nothing to collect")
-    return 0
+    left_over = list(collect.left_over(paths, standing.done))
+    for line in left_over:
+        print(line)
+    return 1 if left_over else 0
 
 
 def submit_script(words: Sequence[str], env: Mapping[str, str]) -> int:

@@ -4,7 +4,7 @@
                   ─▶ shares-{digest}.json   which files are whose         (elements may start days apart: what was cut once stays)
     first writer  ─▶ claim-{digest}.json    whose an output path is, of elements that write without sharing
     each element  ─▶ elements/{index}.json  running, success or why not, and what it wrote where
-    collect       ─▶ collected.json         what has been merged
+    collect       ─▶ collected.json         what has been merged into which output path, file by file
 
 Each element is a job of its own, with a journal of its own.
 """
@@ -93,7 +93,7 @@ class ThisElement:
         shown = _ask(["scontrol", "show", "job", "-o", self.env["SLURM_ARRAY_JOB_ID"]])
         indices = arrays.known_indices(self.env) or arrays.indices_in(shown)
         count = self.env.get("SLURM_ARRAY_TASK_COUNT", "")
-        if not indices or (arrays.INDICES not in self.env and count.isdigit() and len(indices) != int(count)):
+        if not indices or (not self.env.get(arrays.INDICES) and count.isdigit() and len(indices) != int(count)):
             raise InvalidArgument(
                 f"array {self.element.array} has gaps, and Slurm can't be asked which elements it has: give the batch script "
                 f"`export {arrays.INDICES}=...` with the list that sbatch got by --array"
@@ -167,15 +167,14 @@ def read_element(paths: ArrayPaths, index: int) -> ElementRecord | None:
     return ElementRecord(**{**values, "outputs": tuple(Output(**one) for one in values["outputs"])})
 
 
-def read_collected(paths: ArrayPaths) -> list[str]:
-    """Output paths that have been collected."""
-    values = _read(paths.collected)
-    return [] if values is None else list(values["paths"])
+def read_collected(paths: ArrayPaths) -> dict[str, list[str]]:
+    """Output paths that have been collected → the elements' files that were merged there."""
+    return _read(paths.collected) or {}
 
 
-def write_collected(paths: ArrayPaths, collected: Sequence[str]) -> None:
+def write_collected(paths: ArrayPaths, collected: Mapping[str, Sequence[str]]) -> None:
     """Remember what has been collected."""
-    _write(paths.collected, {"paths": list(collected)})
+    _write(paths.collected, collected)
 
 
 def _size(path: str) -> int:
@@ -194,8 +193,11 @@ def _size(path: str) -> int:
 
 def _ask(command: Sequence[str]) -> str:
     """What a command of Slurm's says; nothing if it can't be run here."""
+    env = {**os.environ, "SLURM_BITSTR_LEN": "0"}  # or it cuts lists of indices to 64 bytes
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_SECS, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=ASK_SECS, stdin=subprocess.DEVNULL, env=env
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         sys.stderr.write(f"smallpond_mpi: {command[0]} can't be asked: {error}\n")
         return ""

@@ -68,6 +68,7 @@ class Job:
         self._place = place
         self.failure: str | None = None
         self.is_closed = False
+        self._pid = os.getpid()
         self.at_end: list[Callable[[str | None], None]] = []
         """Called when the job has ended, with why it failed."""
         check_data_root(config.resolved_data_root())
@@ -170,6 +171,11 @@ class Job:
             tuple(sorted((env | ctx.env_overrides).items())),
         )
 
+    @property
+    def is_copy(self) -> bool:
+        """Whether this is what a fork has copied: the job goes on in the process that opened it, and is that one's alone."""
+        return self._pid != os.getpid()
+
     def notify(self, listener: Callable[[bool], None]) -> None:
         """Have this called whenever something has changed, with whether the run has ended."""
         self._observer.notify(listener)
@@ -224,11 +230,11 @@ class Job:
         self._observer.close(self.failure)
 
     def close(self, keep_ranks: bool = False) -> None:
-        """End the job: after success what only the running job needed is removed. Does nothing the second time.
+        """End the job: after success what only the running job needed is removed. Does nothing the second time, nor in a forked copy.
 
         With `keep_ranks` the ranks wait for another job of this process; otherwise they leave.
         """
-        if self.is_closed:
+        if self.is_closed or self.is_copy:
             return
         self.is_closed = True
         try:

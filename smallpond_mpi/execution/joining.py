@@ -77,11 +77,13 @@ def serve_job(paths: JobPaths, env: Mapping[str, str], allowance: Allowance, wai
         if transport is None:
             return 128 + asked_to_leave[0]
         me = discover.local_rank(transport.rank, env)
+        share = 1.0 if allowance.memory_bytes is not None else discover.memory_share(me.cpus, env)
+        found = discover.capacity(transport.rank, (me,), env, world_size=1, memory_share=share)
         executor = ExecutorLoop(
             transport,
             rank=transport.rank,
             peer=SCHEDULER_RANK,
-            capacity=allowance.of(discover.capacity(transport.rank, (me,), env, world_size=1)),
+            capacity=allowance.of(found),
             host=socket.gethostname(),
             server=server,
         )

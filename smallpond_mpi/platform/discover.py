@@ -37,16 +37,22 @@ def local_rank(rank: Rank, env: Mapping[str, str], root: str = "") -> LocalRank:
 
 
 def capacity(
-    rank: Rank, local: Sequence[LocalRank], env: Mapping[str, str], *, world_size: int, root: str = ""
+    rank: Rank,
+    local: Sequence[LocalRank],
+    env: Mapping[str, str],
+    *,
+    world_size: int,
+    memory_share: float = 1.0,
+    root: str = "",
 ) -> Capacity:
-    """What the executor of `rank` may hand out, on a node that it shares with `local` (itself among them)."""
+    """What the executor of `rank` may hand out, on a node that it shares with `local` (itself among them). `memory_share`: their part of the node's memory."""
     local = binding.unbound(local)
     here = read_topology({cpu for one in local for cpu in one.cpus}, root)
     if slurm.is_job(env):
         threads = slurm.threads_per_core(env)
         local = binding.within_grant(local, slurm.job_cpus(env), int(env["SLURM_JOB_ID"]), here, threads)
     cpus = binding.divide_cpus(local, world_size, here)
-    memory = binding.divide_memory(cpus, memory_limit(env, root).bytes)
+    memory = binding.divide_memory(cpus, int(memory_limit(env, root).bytes * memory_share))
     tokens = binding.divide_gpus(local, cpus, here)[rank]
     own = binding.spread(cpus[rank], here)
     seen = next(one.gpus for one in local if one.rank == rank)
@@ -56,6 +62,17 @@ def capacity(
         tuple(gpu for gpu in seen if gpu.token in tokens),
         tuple(here.numa.get(cpu) for cpu in own),
     )
+
+
+def memory_share(cpus: Sequence[int], env: Mapping[str, str], root: str = "") -> float:
+    """What part of this node's memory goes with these CPUs, of a process that knows of no other: their part of all CPUs that its step, or its cgroup, has here.
+
+    Processes that are bound to parts of a node share its memory limits.
+    """
+    counted = env.get("SLURM_CPUS_ON_NODE", "") if slurm.is_job(env) else ""
+    online = topology.parse_cpu_list(_read(f"{root}{CPUS}/online"))
+    whole = int(counted) if counted.isdigit() else len(cpuset(root) or online)
+    return len(cpus) / max(1, len(cpus), whole)
 
 
 def allowed_cpus(root: str = "") -> tuple[int, ...]:

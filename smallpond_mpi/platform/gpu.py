@@ -95,6 +95,12 @@ def environment(tokens: Sequence[str], root: str = "") -> dict[str, str]:
     return {**masks, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
+def shown(env: Mapping[str, str], root: str = "") -> list[str]:
+    """The tokens of the GPUs that `environment` has shown to a process. Of AMD's only one of the masks has them, the others count."""
+    mask = env.get(amd.ROCR if _is_amd(root) else MASKS[0], "")
+    return [token for token in mask.split(",") if token not in NO_GPUS]
+
+
 def _is_amd(root: str) -> bool:
     """Whether AMD's is the only driver here."""
     return os.path.exists(root + amd.DRIVER) and not _has_nvidia(root)

@@ -67,6 +67,13 @@ def job_cpus(env: Mapping[str, str]) -> int | None:
     return counts[0] if counts and len(set(counts)) == 1 else None
 
 
+def tasks_of_nodes(env: Mapping[str, str]) -> dict[str, int]:
+    """Node → how many of the job's tasks it has; empty if Slurm doesn't say."""
+    counts = expand_counts(env.get("SLURM_TASKS_PER_NODE", ""))
+    hosts = expand_hosts(env.get("SLURM_JOB_NODELIST", ""))
+    return dict(zip(hosts, counts, strict=True)) if len(hosts) == len(counts) else {}
+
+
 def threads_per_core(env: Mapping[str, str]) -> int | None:
     """How many hardware threads of each core the job asked to use (`--hint=nomultithread`, `--threads-per-core`); None if it said nothing of it."""
     threads = env.get("SLURM_THREADS_PER_CORE", "")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from smallpond_mpi.execution.executor import core
+from smallpond_mpi.execution.executor import core, loop
 from smallpond_mpi.execution.model import FailureKind
 from smallpond_mpi.execution.protocol import (
     Alive,
@@ -250,7 +250,7 @@ def test_fresh_means_a_child_of_its_own(bench: Bench) -> None:
     assert result(bench.run(task(4, "pid"))[0]) == warm
 
 
-@pytest.mark.parametrize("what", ["cwd", "env", "rlimit", "handler", "umask"])
+@pytest.mark.parametrize("what", ["cwd", "env", "rlimit", "handler", "umask", "cpus"])
 def test_a_child_whose_surroundings_were_changed_is_not_reused(bench: Bench, what: str) -> None:
     first, second = (result(ended) for ended in bench.run(task(1, "change", what), task(2, "pid")))
     assert first != second
@@ -267,6 +267,22 @@ def test_a_child_that_has_grown_is_not_reused(tmp_path: Path) -> None:
             result(ended) for ended in bench.run(task(1, "keep", MB), task(2, "keep", 200 * MB), task(3, "pid"))
         )
         assert first == second != third
+
+
+def test_children_that_the_oom_killer_took_at_once_are_all_out_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpus = tuple(sorted(os.sched_getaffinity(0)))[:1]
+    kills = [0]
+    monkeypatch.setattr(loop, "oom_kills", lambda: kills[0])
+    with Bench(tmp_path, cpus=cpus) as bench:
+        kills[0] = 2  # before the first of the deaths is told
+        ends = [bench.run(task(number, "kill_self", cpus=cpus))[0] for number in (1, 2, 3)]
+    assert [ended.failure and ended.failure.kind for ended in ends] == [
+        FailureKind.OUT_OF_MEMORY,
+        FailureKind.OUT_OF_MEMORY,
+        FailureKind.SIGNAL,
+    ]
 
 
 def test_a_child_has_what_it_was_granted_and_nothing_of_the_rank(tmp_path: Path) -> None:

@@ -86,6 +86,25 @@ def test_files_that_come_later_are_nobodys_and_some_elements_have_none(tmp_path:
     assert numbers(tmp_path / "out") == [1]
 
 
+def test_what_an_element_writes_after_a_collect_is_kept(tmp_path: Path) -> None:
+    write_numbers(tmp_path, 2)
+    assert [end(start(tmp_path, index, "0,1"))[0] for index in (0, 1)] == [0, 0]
+    assert collect(tmp_path).returncode == 0
+    assert collect(tmp_path).returncode == 0, "a repeat does no harm"
+    code, _, err = end(start(tmp_path, 1, "0,1", SLURM_ARRAY_JOB_ID="501", SP_ARRAY_OF="500"))
+    assert code == 0, err
+    place = tmp_path / "out.elements" / "500" / "000001"
+    for _ in range(2):
+        done = collect(tmp_path)
+        assert done.returncode == 1
+        assert (
+            f"element 1 ran again after it was collected: what it wrote then is not in it, and stays in {place}"
+            in done.stdout
+        )
+    assert numbers(place) == [2]
+    assert numbers(tmp_path / "out") == [1, 2]
+
+
 def test_every_output_of_the_script_is_collected(tmp_path: Path) -> None:
     write_numbers(tmp_path, 4)
     for index in (0, 1):
@@ -148,6 +167,23 @@ def test_what_is_written_before_shares_are_asked_for_is_not_collected(tmp_path: 
     assert collect(tmp_path).returncode == 0
     assert sorted(pq.read_table(tmp_path / "shared").column("element").to_pylist()) == [0] * 3 + [1] * 3
     assert {path.name for path in tmp_path.glob("out*")} == {"out-0", "out-1"}
+
+
+SCONTROL = """#!/bin/sh
+# as Slurm's: of a list of indices it shows 64 bytes, unless it is told otherwise
+list=1,3,7,12,20,31,45,62,82,105,131,160,192,227,265,306,350,397,447,500
+[ "$SLURM_BITSTR_LEN" = 0 ] || list=$(printf %.61s $list)...
+echo "JobId=500 ArrayJobId=500 ArrayTaskId=$list JobName=a Command=/a.sbatch WorkDir=/work StdErr=/work/err"
+"""
+
+
+def test_a_long_list_with_gaps_is_asked_from_slurm(tmp_path: Path) -> None:
+    write_numbers(tmp_path, 20)
+    (tmp_path / "scontrol").write_text(SCONTROL)
+    (tmp_path / "scontrol").chmod(0o755)
+    count, path = {"SLURM_ARRAY_TASK_COUNT": "20"}, f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    code, out, err = end(start(tmp_path, 12, "", SP_ARRAY="", PATH=path, **count))
+    assert (code, out) == (0, "1\n"), err
 
 
 def test_status_says_how_an_element_goes_on(tmp_path: Path) -> None:

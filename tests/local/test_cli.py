@@ -154,6 +154,27 @@ def test_the_command_line() -> None:
     assert launch.command(HYDRA, 4, ["demo"], ulfm=False, own_stdin=False)[1:3] == ["-n", "4"]
 
 
+@pytest.mark.parametrize(
+    ("tasks", "n", "options"),
+    [
+        ("8(x2)", 16, ["--map-by", "ppr:8:node"]),
+        ("10,6", 16, ["--host", "n1:10,n2:6", "--map-by", "slot"]),
+        ("10,6", 8, ["--map-by", "ppr:4:node"]),
+        ("", 16, ["--map-by", "ppr:8:node"]),
+    ],
+)
+def test_ranks_go_where_slurm_has_put_the_tasks(
+    tasks: str, n: int, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[list[str]] = []
+    monkeypatch.setattr(launch, "watch", lambda line, *_: lines.append(line) or 0)
+    monkeypatch.setattr(launch, "find_launcher", lambda env: OPEN_MPI_4)
+    env = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_TASKS_PER_NODE": tasks}
+    with pytest.raises(SystemExit):
+        launch.launch(n, ["run", "s.py"], env)
+    assert lines[0][1:-5] == [*options, "-n", str(n)]
+
+
 def test_only_open_mpi_5_has_ulfm() -> None:
     assert [one.is_open_mpi_5 for one in (OPEN_MPI_5, OPEN_MPI_4, HYDRA)] == [True, False, False]
 

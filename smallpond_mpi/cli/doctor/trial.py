@@ -23,6 +23,7 @@ from smallpond_mpi.execution.protocol import Blob, Message, RunTask, Welcome, en
 from smallpond_mpi.execution.slots import Layout, Slots
 from smallpond_mpi.execution.task.engine import ExecSqlQueryMixin
 from smallpond_mpi.execution.task.partition_info import PartitionInfo
+from smallpond_mpi.platform import gpu
 from smallpond_mpi.platform.topology import allowed_cpus
 
 WORK_OF_ALL_THREADS = "select sum(i) from range(2_000_000) t(i)"
@@ -45,9 +46,7 @@ class GrantTask(ExecSqlQueryMixin):
                 "memory_wanted": self.engine_memory,
                 "memory_limit": self.memory_limit,
                 "cpus": sorted(set(_cpus_of_threads())),
-                "gpus": [
-                    token for token in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if token not in ("", "-1")
-                ],
+                "gpus": gpu.shown(os.environ),
             }
         with duckdb.connect() as own:  # as a user's function may
             self.seen["threads_of_own"] = settings_of(own)[0]

@@ -159,6 +159,7 @@ class Habitat:
         self._handlers = _handlers()
         self._umask = _umask()
         self._threads = _thread._count()
+        self._cpus = os.sched_getaffinity(0)
 
     def _resident_bytes(self) -> int:
         return int(os.pread(self._statm, 128, 0).split()[1]) * PAGE_BYTES
@@ -187,6 +188,8 @@ class Habitat:
             return "it changed a signal handler"
         if _umask() != self._umask:
             return "it changed the umask"
+        if os.sched_getaffinity(0) != self._cpus:
+            return "it changed the CPUs that it may run on"
         try:
             return "" if os.getcwd() == self._cwd else "it changed the working directory"
         except FileNotFoundError:

@@ -7,6 +7,34 @@ from smallpond_mpi.common import MB
 from smallpond_mpi.execution.executor.state import Attempt, Child, ChildState, Fate
 from smallpond_mpi.execution.model import FailureKind
 
+CREDIT_SECS = 10.0
+"""How long after the first of several deaths by the OOM killer the others are told at the latest: a large process takes a while to go."""
+
+
+class OomKills:
+    """Which deaths by SIGKILL are the OOM killer's. The kernel only counts whom it took, and may have taken several before the first death is told.
+
+    Kills that no child's death is told for were those of other processes of the cgroup: they don't count for long.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._unexplained = 0
+        self._until = 0.0
+
+    def took_one(self, count: int, now: float) -> bool:
+        """Whether a child that died by a SIGKILL was taken; `count` is the kernel's, read after its death."""
+        if now > self._until:
+            self._unexplained = 0
+        if count > self._count:
+            self._unexplained += count - self._count
+            self._until = now + CREDIT_SECS
+        self._count = count
+        if not self._unexplained:
+            return False
+        self._unexplained -= 1
+        return True
+
 
 def fate_of_dead(child: Child, attempt: Attempt, status: int, by_oom_killer: bool) -> Fate:
     """Why the attempt at the head of a dead child's line ended. `status` is that of waitpid."""

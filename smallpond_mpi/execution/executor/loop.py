@@ -47,6 +47,7 @@ from smallpond_mpi.execution.executor.events import (
     TimePassed,
     WorkRecalled,
 )
+from smallpond_mpi.execution.executor.fate import OomKills
 from smallpond_mpi.execution.executor.forkserver import Answer, Exited, Forked, Started
 from smallpond_mpi.execution.executor.joblog import JobLog, Spool, tail_of
 from smallpond_mpi.execution.executor.memory import MemoryWatch
@@ -128,7 +129,7 @@ class ExecutorLoop:
         self._log: JobLog | None = None
         self._memory = MemoryWatch(clock)
         self._next_sample = 0.0
-        self._oom_kills = oom_kills()
+        self._oom_kills = OomKills(oom_kills())
         self._peer_gone = ""
         self.finished = False
         self.reason = ""
@@ -292,12 +293,16 @@ class ExecutorLoop:
                 self._drain(child, wire)
                 if wire.sent:
                     self._recall(child)  # what it never began can't have been its end
-                kills = oom_kills() if os.WIFSIGNALED(status) else self._oom_kills
-                self._events.append(ChildDied(child, status, kills > self._oom_kills))
-                self._oom_kills = kills
+                self._events.append(ChildDied(child, status, self._was_taken(wire, status)))
                 self._dead.append(child)
             case _:
                 assert_never(answer)
+
+    def _was_taken(self, wire: Wire, status: int) -> bool:
+        """Whether the OOM killer took a child that is dead."""
+        if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL or wire.was_killed:
+            return False
+        return self._oom_kills.took_one(oom_kills(), self._clock())
 
     def _drain(self, child: int, wire: Wire) -> None:
         """Take in the last words of a child that is dead."""
@@ -332,6 +337,7 @@ class ExecutorLoop:
             case ForkChild(child, lane):
                 self._fork(child, lane)
             case KillChild(child):
+                self._wires[child].was_killed = True
                 self._server.signal(child, signal.SIGKILL)
             case KillServer():
                 self._server.kill()

@@ -35,6 +35,7 @@ class Wire:
         "sent",
         "sock",
         "spool",
+        "was_killed",
     )
 
     def __init__(self, sock: socket.socket, spool: Spool, token_read: int, token_write: int) -> None:
@@ -49,6 +50,7 @@ class Wire:
         self.sent: dict[int, TaskRuntimeId] = {}
         self.pid = 0
         self.footprint: Footprint | None = None
+        self.was_killed = False  # by this rank, not by the kernel
         self.is_full = False  # the loop waits until the socket takes more
 
     def read(self) -> tuple[list[Message], bool]:

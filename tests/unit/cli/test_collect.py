@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from smallpond_mpi.cli.collect import collect, describe, load, standing
+from smallpond_mpi.cli.collect import collect, describe, left_over, load, standing
 from smallpond_mpi.cli.slurm import QueuedJob
 from smallpond_mpi.common import InvalidArgument, OutputExists, SmallpondError
 from smallpond_mpi.execution.arrays import ArrayRecord, ElementRecord, Output
@@ -92,6 +92,16 @@ def test_files_of_all_elements_become_one_dataset(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "root"]
     assert collect(paths, done) == [], "a repeat does no harm"
     assert tree(out) == {"a": "1", "a.3": "3", "k=1/b": "2"}
+
+
+def test_parts_that_a_collect_has_left_behind_go(tmp_path: Path) -> None:
+    """It was killed before it could remove them."""
+    out, paths = tmp_path / "out", ArrayPaths(str(tmp_path / "root"), "40")
+    collect(paths, {1: element(out, 1, {"a": "1"})})
+    done = {1: element(out, 1, {"a": "1"})}
+    assert collect(paths, done) == []
+    assert not (tmp_path / "out.elements").exists()
+    assert list(left_over(paths, done)) == []
 
 
 def test_files_of_others_stay(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from smallpond_mpi.execution.executor.commands import DumpChild, ForkChild, KillChild, KillServer, SendWork
 from smallpond_mpi.execution.executor.core import START_SECS, UNKILLABLE_SECS
 from smallpond_mpi.execution.executor.events import ChildRefused, MemorySampled, ServerDied, TimePassed
+from smallpond_mpi.execution.executor.fate import CREDIT_SECS, OomKills
 from smallpond_mpi.execution.model import FailureKind
 from smallpond_mpi.execution.protocol import Heard, Reset, RunTask, Shutdown, StopTask, Welcome
 from tests.unit.executor.world import CRASHED, KILLED, World, capacity, run
@@ -125,6 +126,20 @@ def test_how_a_child_died_says_why_the_attempt_failed(status: int, by_oom_killer
     world.begin(0)
     world.die(0, status, by_oom_killer)
     assert kinds(world) == {1: kind}
+
+
+def test_each_kill_of_the_oom_killer_explains_one_death() -> None:
+    kills = OomKills(3)
+    assert not kills.took_one(3, 0.0)
+    assert [kills.took_one(5, now) for now in (1.0, 1.1, 1.2)] == [True, True, False]
+    assert kills.took_one(6, 1.3)
+
+
+def test_kills_of_other_processes_do_not_explain_a_later_death() -> None:
+    kills = OomKills(0)
+    assert kills.took_one(3, 1.0)
+    assert not kills.took_one(3, 1.1 + CREDIT_SECS)
+    assert kills.took_one(4, 1.2 + CREDIT_SECS)
 
 
 def test_a_timeout_counts_from_the_begin_writes_a_traceback_and_kills() -> None:

@@ -8,7 +8,7 @@ import pytest
 from smallpond_mpi.execution.model import GpuSlot, Rank
 from smallpond_mpi.platform.binding import divide_gpus
 from smallpond_mpi.platform.discover import local_rank
-from smallpond_mpi.platform.gpu import environment
+from smallpond_mpi.platform.gpu import environment, shown
 from tests.unit.platform import machines
 from tests.unit.platform.machines import AMD_UUIDS
 
@@ -92,6 +92,8 @@ def test_what_a_child_sees(tmp_path: Path) -> None:
         assert env[counting] == "0,1", "it counts what ROCr leaves"
     assert seen(root, env) == [2, 3], "a rank that it starts sees the same"
     assert seen(root, environment((), root)) == []
+    assert shown(env, root) == [AMD_UUIDS[2], AMD_UUIDS[3]], "by their tokens: doctor compares them with what was given"
+    assert shown(environment((), root), root) == []
 
 
 def test_gpus_without_a_uuid_go_by_their_index(tmp_path: Path) -> None:

@@ -211,3 +211,22 @@ def test_a_machine_that_tells_nothing(tmp_path: Path) -> None:
     assert discover.allowed_cpus(here)
     one = LocalRank(Rank(0), (0, 1))
     assert discover.capacity(Rank(0), [one], {}, world_size=1, root=here).numa_nodes == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("make", "cpus", "env", "part"),
+    [
+        (machines.laptop, range(4), {}, 1 / 4),
+        (machines.laptop, range(16), {}, 1),
+        (machines.container_v2, (2, 3), {}, 1),  # all that the container has
+        (machines.container_v2, (3,), {}, 1 / 2),
+        (machines.dgx_a100, range(8), {"SLURM_JOB_ID": "7", "SLURM_CPUS_ON_NODE": "32"}, 1 / 4),
+        (machines.dgx_a100, range(256), {"SLURM_JOB_ID": "7", "SLURM_CPUS_ON_NODE": "32"}, 1),  # it binds nothing
+    ],
+)
+def test_a_process_bound_to_a_part_of_a_node_has_that_part_of_its_memory(
+    make: Callable[[], Machine], cpus: range | tuple[int, ...], env: dict[str, str], part: float, tmp_path: Path
+) -> None:
+    machine = make()
+    machine.files["/sys/devices/system/cpu/online"] = machines.numbers(range(16))
+    assert discover.memory_share(tuple(cpus), env, machine.write(tmp_path)) == part

@@ -10,7 +10,7 @@ import pytest
 
 from smallpond_mpi.execution.model import GpuSlot, Rank
 from smallpond_mpi.platform.discover import local_rank, read_topology
-from smallpond_mpi.platform.gpu import Device, environment, select, visible_gpus
+from smallpond_mpi.platform.gpu import Device, environment, select, shown, visible_gpus
 from tests.fake_nvml import NO_COMPILER, Gpu, build
 from tests.unit.platform import machines
 
@@ -56,6 +56,7 @@ def test_what_a_child_sees(tmp_path: Path) -> None:
     assert nothing["CUDA_VISIBLE_DEVICES"] == nothing["ROCR_VISIBLE_DEVICES"] == nothing["HIP_VISIBLE_DEVICES"] == "-1"
     two = environment(("GPU-a", "MIG-b"), str(tmp_path))
     assert two["CUDA_VISIBLE_DEVICES"] == "GPU-a,MIG-b"
+    assert (shown(two, str(tmp_path)), shown(nothing, str(tmp_path))) == (["GPU-a", "MIG-b"], [])
 
 
 LOOK = (
