@@ -26,6 +26,8 @@ def run(script: str, args: Sequence[str], env: Mapping[str, str]) -> ExitCode:
     take_over(env)
     if os.path.exists(script) and not os.path.isdir(script):
         code = execute(script, args)
+        if code not in (None, 0):
+            _fail_job(code)
     else:
         sys.stderr.write(f"smallpond-mpi run: {_what_is_wrong(script)}\n")
         code = 2
@@ -34,6 +36,15 @@ def run(script: str, args: Sequence[str], env: Mapping[str, str]) -> ExitCode:
         sys.stderr.write(_no_session(script, env))
         return 1
     return code
+
+
+def _fail_job(code: ExitCode) -> None:
+    """A script that ends by sys.exit with anything but 0 says that all is not well: so its job has failed, too."""
+    from smallpond_mpi import entry  # a script that ends well may never need it
+
+    job = entry.current()
+    if job is not None and not job.is_closed and job.failure is None:
+        job.failure = f"the script ended by sys.exit({code!r})"
 
 
 def execute(script: str, args: Sequence[str]) -> ExitCode:

@@ -246,6 +246,21 @@ def test_the_exit_code_is_the_scripts(tmp_path: Path) -> None:
         assert command("run", str(path)).returncode == code, text
 
 
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [("0", "success\n"), ("'too few rows'", "failure: the script ended by sys.exit('too few rows')\n")],
+)
+def test_a_job_whose_script_exits_with_an_error_has_failed(tmp_path: Path, code: str, expected: str) -> None:
+    path = tmp_path / "s.py"
+    path.write_text(
+        "import sys, smallpond_mpi as sp\nsession = sp.init(data_root='root', job_id='one', progress='none')\n"
+        f"session.from_items([1]).count()\nsys.exit({code})\n"
+    )
+    command("run", str(path), cwd=tmp_path)
+    (status,) = tmp_path.glob("root/*/status")
+    assert status.read_text() == expected
+
+
 def test_what_is_wrong_with_a_script_names_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert script.run(str(tmp_path / "no.py"), [], {}) == 2
     assert "no.py" in capfd.readouterr().err
