@@ -26,7 +26,6 @@ LIBRARY_DIR = os.path.dirname(os.__file__) + os.sep
 
 _place: Place | None = None
 _job: Any = None  # the last Job that was opened here; workers never load its class
-_num_opened = 0  # jobs so far
 _pid: int | None = None  # whose place and job these are: a fork copies them, and has no say
 _stop_reason: str | None = None  # from a SIGUSR1
 _terminated_at: float | None = None  # when a SIGTERM came
@@ -46,17 +45,10 @@ def _is_copy() -> bool:
 
 def opened(job: Any) -> None:
     """From now on signals, errors that nobody catches, and the end of the process are about this job."""
-    global _job, _num_opened
+    global _job
     _job = job
-    _num_opened += 1
     if _stop_reason is not None:
         job.ask_to_stop(_stop_reason)
-
-
-def id_of_next_job(given: str) -> str:
-    """The id of a job to which the environment gives one: that is the first job's of this process, and those after it are jobs of their own, which a
-    script that is started again finds by their order."""
-    return f"{given} run {_num_opened + 1}" if _num_opened else given
 
 
 def take_place(env: Mapping[str, str]) -> Place:

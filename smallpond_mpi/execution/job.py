@@ -59,16 +59,12 @@ logger = logging.getLogger(__name__)
 class Job:
     """The right to run a job, and what runs it. `failure` is why it failed so far, None while all is well.
 
-    Args:
-        script_id: the SP_JOBID with which a script takes it up, if that is not the job's own.
-
     Raises:
         DataRootUnusable: no files can be made under the data root. JobOwned: a live process runs this job.
     """
 
-    def __init__(self, config: Config, place: Place, script_id: str | None = None) -> None:
+    def __init__(self, config: Config, place: Place) -> None:
         self._config = config
-        self._script_id = script_id
         self._place = place
         self.failure: str | None = None
         self.is_closed = False
@@ -222,8 +218,9 @@ class Job:
         """A sentence for whoever has ended this job, or has seen it end."""
         element = element_of(os.environ)
         if element is None:
-            script_id = self._script_id or self.ctx.job_id
-            return f"Job {self.ctx.job_id} can be taken up where it was: start the script with SP_JOBID={script_id}"
+            return (
+                f"Job {self.ctx.job_id} can be taken up where it was: start the script with SP_JOBID={self.ctx.job_id}"
+            )
         return f"Element {element.index} of array {element.array} can be taken up where it was: {again(element)}"
 
     # the end

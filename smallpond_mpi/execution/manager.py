@@ -10,7 +10,6 @@ import os
 import pickle
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from smallpond_mpi import entry
@@ -114,8 +113,7 @@ class JobManager:
         """Run a plan to its end, with success or without; on ranks other than 0 it serves rank 0 and never returns.
 
         Args:
-            job_id: what the job's directory is found by (default: SP_JOBID, then a new one). A job that did not finish is taken up where it was. SP_JOBID
-                stands for all jobs of a script: those after the first get ids made of it and of their number.
+            job_id: what the job's directory is found by (default: SP_JOBID, then a new one). A job that did not finish is taken up where it was.
             job_time: seconds since the epoch, or a date in ISO 8601.
             num_executors: executors to wait for before planning, where they join by files; elsewhere the launcher has started them.
             env_variables: `NAME=value`, set for every task.
@@ -151,10 +149,7 @@ class JobManager:
         observers = [_checked_observer(one) for one in options.pop("sched_state_observers") or ()]
         options.pop("manifest_only_final_results")
         config = self._config(options, kwargs)
-        script_id = config.job_id if job_id is None else None
-        if script_id is not None:
-            config = replace(config, job_id=entry.id_of_next_job(script_id))
-        return run_plan(plan, config, place, observers, manifest_only_final_results, script_id)
+        return run_plan(plan, config, place, observers, manifest_only_final_results)
 
     def _config(self, options: dict[str, Any], more: Mapping[str, Any]) -> Config:
         """What was asked for. SP_* variables are for what was not."""
@@ -176,13 +171,12 @@ def run_plan(
     place: "Place",
     observers: "Sequence[Scheduler.StateObserver]" = (),
     manifest_only: bool = True,
-    script_id: str | None = None,
 ) -> ExecutionPlan:
-    """Run a plan as a job of its own; the finished plan, also if the job failed. `script_id` is what a script that takes it up is started with."""
+    """Run a plan as a job of its own; the finished plan, also if the job failed."""
     if config.transport == "files" and place.has_served:  # rank 0's executor computed then
         entry.leave()
         place = entry.take_place(os.environ)
-    job = Job(config, place, script_id)
+    job = Job(config, place)
     entry.opened(job)
     try:
         exec_plan = job.planner.create_exec_plan(plan, manifest_only)

@@ -10,6 +10,7 @@ by value where it comes from the user's script. What is left of a task is a hand
 
 import hashlib
 import logging
+import mmap
 import os
 import pickle
 import shutil
@@ -373,10 +374,11 @@ def _unspilled(found: Any) -> Any:
         return found
     try:
         with open(found, "rb") as file:
-            content = file.read()
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # it may be large: not held twice
     except OSError as error:
         raise DataRootUnusable(error.errno, f"{found} can't be read: {error.strerror}") from error
-    return pickle.loads(content)
+    with content:
+        return pickle.loads(content)
 
 
 def merge_state(task: Task, state: bytes) -> None:

@@ -281,14 +281,35 @@ def is_by_row(trees: Iterable[Tree]) -> bool:
 
 def gives_the_same_again(query: str) -> bool:
     """Whether a query over the same rows gives the same ones each time. False if it can't be parsed."""
-    result = json.loads(_asked("json_serialize_sql", query))
-    left: list[Any] = [result]
+    parsed = json.loads(_asked("json_serialize_sql", query))
+    return not parsed["error"] and all(map(is_steady, _everything(parsed)))
+
+
+def counts_columns(query: str) -> bool:
+    """Whether a query may mean columns of its inputs by where they stand: `select * ... order by 2`, `#2`, `union all`, `t(x, y)`. True if it can't be
+    parsed."""
+    parsed = json.loads(_asked("json_serialize_sql", query))
+    return parsed["error"] or any(isinstance(part, dict) and _counts_columns(part) for part in _everything(parsed))
+
+
+def _counts_columns(part: Tree) -> bool:
+    if part.get("type") in ("SET_OPERATION_NODE", "RECURSIVE_CTE_NODE") or part.get("class") == "POSITIONAL_REFERENCE":
+        return True
+    if part.get("column_name_alias") or part.get("aliases"):
+        return True
+    if not any(one["class"] == "STAR" for tree in part.get("select_list", ()) for one in parts(tree)):
+        return False
+    ordered = [order["expression"] for modifier in part["modifiers"] for order in modifier.get("orders", ())]
+    return any(one["class"] == "CONSTANT" for one in (*ordered, *part["group_expressions"]))
+
+
+def _everything(tree: Any) -> Iterator[Any]:
+    """A tree and all that is in it."""
+    left = [tree]
     while left:
         part = left.pop()
+        yield part
         left.extend(part.values() if isinstance(part, dict) else part if isinstance(part, list) else ())
-        if not is_steady(part):
-            return False
-    return not result["error"]
 
 
 def says_rows_alone(text: str) -> bool:

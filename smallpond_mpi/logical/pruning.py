@@ -13,14 +13,14 @@ from dataclasses import replace
 from smallpond_mpi.common import BadInput
 from smallpond_mpi.logical.dataset import ParquetDataSet
 from smallpond_mpi.logical.dataset.quoting import quote_name
-from smallpond_mpi.logical.expressions import columns_in, expressions, template
+from smallpond_mpi.logical.expressions import columns_in, counts_columns, expressions, template
 from smallpond_mpi.logical.node.base import Node, topological
 from smallpond_mpi.logical.node.keyed import KeyedSqlNode
 from smallpond_mpi.logical.node.reshape import ConsolidateNode
 from smallpond_mpi.logical.node.sort import SortNode
 from smallpond_mpi.logical.node.source_sink import DataSourceNode
 from smallpond_mpi.logical.node.sql import LimitNode, SqlEngineNode
-from smallpond_mpi.logical.query_columns import Schema, bound_query, columns_read
+from smallpond_mpi.logical.query_columns import Schema, bound_query, columns_read, on_tables
 from smallpond_mpi.logical.query_text import nested_query, parsed, times_read
 from smallpond_mpi.logical.schema import remember, schema_of
 
@@ -231,12 +231,9 @@ def _bind_to(made: SqlEngineNode, node: SqlEngineNode) -> None:
     if before == after:
         return
 
-    # To `order by 2`, `union all` and `#2` a column is where it stands: there only the user's own texts can say it so.
-    is_by_place = type(node) is SqlEngineNode and (not node.is_by_row or "#" in node.sql_queries[0])
-
     def bind(query: str, inputs: Sequence[int]) -> str:
         schemas = [after[index] for index in inputs]
-        if not is_by_place:
+        if not counts_columns(on_tables(query, [f"input_{index}" for index in inputs], node)):
             with suppress(BadInput):
                 bound_query(query, schemas)
                 return query

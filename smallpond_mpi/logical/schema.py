@@ -155,8 +155,10 @@ def arrow_schema_of_dataset(dataset: DataSet) -> pa.Schema | None:
     match dataset:
         case PartitionedDataSet():
             return arrow_schema_of_dataset(dataset[0]) if len(dataset) else None
-        case ArrowTableDataSet() | PandasDataSet():
+        case ArrowTableDataSet():
             return dataset.to_arrow_table().schema
+        case PandasDataSet():
+            return pa.Schema.from_pandas(dataset.to_pandas(), preserve_index=False)
         case ParquetDataSet():
             read = _files_with_all_columns(dataset)
             return None if read is None else read.to_batch_reader().schema

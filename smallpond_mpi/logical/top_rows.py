@@ -7,13 +7,16 @@ How many rows groups or joins give nobody knows beforehand: what is sorted is co
 """
 
 from collections.abc import Callable, Sequence
+from weakref import WeakKeyDictionary
 
-from smallpond_mpi.common import ColumnNotFound
+import pyarrow as pa
+
+from smallpond_mpi.common import BadInput, ColumnNotFound
 from smallpond_mpi.execution.task.sort_key import InputKeys, SortKey
 from smallpond_mpi.io.arrow_types import survives_sql
 from smallpond_mpi.logical.expressions import template
 from smallpond_mpi.logical.node.base import Node, topological
-from smallpond_mpi.logical.node.compute import ArrowComputeNode
+from smallpond_mpi.logical.node.compute import ArrowComputeNode, ProcessNode
 from smallpond_mpi.logical.node.range_partition import RangePartitionNode
 from smallpond_mpi.logical.node.sort import SortNode
 from smallpond_mpi.logical.node.source_sink import DataSourceNode
@@ -21,6 +24,7 @@ from smallpond_mpi.logical.node.sql import LimitNode, SqlEngineNode
 from smallpond_mpi.logical.query_columns import SchemaWithTwins
 from smallpond_mpi.logical.schema import arrow_schema_of_dataset, schema_of
 
+_keeps_values: "WeakKeyDictionary[Node, bool]" = WeakKeyDictionary()
 MAX_TOP_ROWS = 100_000
 """So many rows of each partition are collected in one task at most."""
 
@@ -75,16 +79,24 @@ def order_of(keys: Sequence[SortKey], rows: Node) -> str | None:
 
 def keeps_values(rows: Node) -> bool:
     """Whether rows that no SQL has made so far come out of SQL with the values that they have."""
-    left = [rows]
-    while left:
-        node = left.pop()
-        schema = None
-        if isinstance(node, DataSourceNode):
+    if rows not in _keeps_values:
+        try:
+            _keeps_values[rows] = _comes_out_the_same(rows)
+        except (BadInput, OSError, pa.ArrowException):
+            return True  # whoever runs it says what is wrong, and where
+    return _keeps_values[rows]
+
+
+def _comes_out_the_same(node: Node) -> bool:
+    func = getattr(node, "process_func", None)
+    match node:
+        case SqlEngineNode() if not isinstance(node, LimitNode):
+            return True
+        case DataSourceNode():
             schema = arrow_schema_of_dataset(node.dataset)
-        elif isinstance(node, ArrowComputeNode):
-            schema = getattr(node.process_func, "schema", None)
-        if schema is not None and not survives_sql(schema):
-            return False
-        if schema is None and not isinstance(node, SqlEngineNode):
-            left.extend(node.input_deps)
-    return True
+            return schema is None or survives_sql(schema)
+        case ArrowComputeNode() if isinstance(getattr(func, "schema", None), pa.Schema):
+            return survives_sql(func.schema)  # type: ignore[union-attr]
+        case ProcessNode() if not getattr(func, "keeps_columns", False):
+            return False  # nobody knows what it returns
+    return all(map(keeps_values, node.input_deps))

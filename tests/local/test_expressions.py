@@ -196,3 +196,8 @@ def test_the_first_rows_of_a_sort_are_those_of_the_whole_sort(session: sp.Sessio
     first = session.from_arrow(table).sort("wait").limit(1).to_arrow()
     assert first.schema.types == table.schema.types
     assert first.to_pylist() == table.slice(1).to_pylist()
+    made = session.from_items([2, 1]).map_batches(
+        lambda batch: pa.table({"wait": batch["item"].cast(pa.duration("s"))})
+    )
+    assert made.columns == ["wait"]  # known to SQL, as numbers
+    assert made.sort("wait").take(1) == [{"wait": dt.timedelta(microseconds=1_000_000)}]

@@ -50,22 +50,6 @@ def test_one_plan_under_several_ids_and_options(place: Place) -> None:
     assert (place.path / "elsewhere").is_dir()
 
 
-def test_plans_of_a_script_that_was_given_an_id_are_jobs_of_their_own(place: Place) -> None:
-    """The second would begin by removing what the first has made, and a script that is started again would find neither."""
-    text = """
-        from smallpond_mpi.execution.manager import JobManager
-        done = [JobManager().run(sum_plan()) for _ in range(2)]
-        say([[str(one.ctx.job_id), told(one)] for one in done])
-        """
-    ids = []
-    for _ in range(2):
-        ((first, second),) = succeeds(place.run(text, env={"SP_JOBID": "nightly"}))
-        assert sums_of(first[1]) == sums_of(second[1]) == SUMS
-        ids.append([first[0], second[0]])
-    assert ids[0] == ids[1]
-    assert len(set(ids[0])) == 2
-
-
 def test_a_job_that_fails_is_returned(place: Place) -> None:
     ran = place.run(
         """

@@ -10,6 +10,7 @@ import pytest
 
 from smallpond_mpi.logical import joins
 from smallpond_mpi.logical.dataset import ParquetDataSet
+from smallpond_mpi.logical.expressions import counts_columns
 from smallpond_mpi.logical.node import (
     ArrowComputeNode,
     Context,
@@ -101,6 +102,26 @@ def test_columns_that_a_text_counts_stay_where_they_are(
     ]
     with duckdb.connect() as conn:
         assert [a for (a,) in conn.execute(narrow.sql_queries[0].format(*selected)).fetchall()] == values
+
+
+@pytest.mark.parametrize(
+    ("query", "counted"),
+    [
+        ("SELECT a, b FROM t ORDER BY 2", False),
+        ("SELECT a, sum(b) FROM t GROUP BY 1", False),
+        ("SELECT * FROM t WHERE a > 2 ORDER BY b", False),
+        ("SELECT * FROM t ORDER BY 2", True),
+        ("FROM t ORDER BY 2", True),
+        ("SELECT #2 FROM t", True),
+        ("FROM t UNION ALL FROM u", True),
+        ("SELECT x FROM t AS s(x, y)", True),
+        ("WITH s(x, y) AS (FROM t) SELECT x FROM s", True),
+        ("SELECT a FROM (SELECT * FROM t ORDER BY 2 LIMIT 3)", True),
+        ("no sql", True),
+    ],
+)
+def test_only_what_counts_columns_gets_all_of_them(query: str, counted: bool) -> None:
+    assert counts_columns(query) == counted
 
 
 def test_rows_are_counted_by_one_column(ctx: Context, source: Source) -> None:
