@@ -72,7 +72,8 @@ def memory_share(cpus: Sequence[int], env: Mapping[str, str], root: str = "") ->
     counted = env.get("SLURM_CPUS_ON_NODE", "") if slurm.is_job(env) else ""
     online = topology.parse_cpu_list(_read(f"{root}{CPUS}/online"))
     whole = int(counted) if counted.isdigit() else len(cpuset(root) or online)
-    return len(cpus) / max(1, len(cpus), whole)
+    own = len(counted_cpus(cpus, env, root))
+    return own / max(1, own, whole)
 
 
 def allowed_cpus(root: str = "") -> tuple[int, ...]:
