@@ -69,15 +69,15 @@ from smallpond_mpi.execution.driver import Driver
 driver = Driver()
 driver.add_argument("-n", "--npartitions", type=int, default=4)
 def compute(ctx, tables):
-    if tables[0].num_rows == 0:
-        raise ValueError("nothing")
     time.sleep(0.1)
     return tables[0]
+def fail(ctx, tables):
+    raise ValueError("nothing")
 def build(npartitions):
     return compute_plan(compute, npartitions)
 done = driver.run(build(**driver.get_arguments()), stop_process_on_done=False)
 say([driver.mode, told(done)])
-driver.run(build(2000))
+driver.run(compute_plan(fail))
 say("not reached")
 """
 
