@@ -95,8 +95,8 @@ def _comes_out_the_same(node: Node) -> bool:
         case DataSourceNode():
             schema = arrow_schema_of_dataset(node.dataset)
             return schema is None or survives_sql(schema)
-        case ArrowComputeNode() if isinstance(getattr(func, "schema", None), pa.Schema):
-            return survives_sql(func.schema)  # type: ignore[union-attr]
+        case ArrowComputeNode() if isinstance(schema := getattr(func, "schema", None), pa.Schema):
+            return survives_sql(schema)
         case ProcessNode() if not getattr(func, "keeps_columns", False):
             return False  # nobody knows what it returns
     return all(map(keeps_values, node.input_deps))

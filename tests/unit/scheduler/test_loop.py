@@ -154,7 +154,7 @@ class Desk:
             welcome=Welcome(0, b"", "", BEAT_SECS),
             ledger=self.ledger,
             local=self.ranks,
-            executor=Executor(self.ranks),  # type: ignore[arg-type]
+            executor=Executor(self.ranks),  # type: ignore[arg-type] # all that the loop calls of one
             remote=Remote(self.ranks),
             observer=Observer(),
             clock=self.ranks.clock,
